@@ -1,0 +1,200 @@
+"""The devices' side of the local engine: what a worker process does with its share of a round."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from leanfleet.data import Batches, DataSet, eval_batches
+from leanfleet.engines.job import Job, Parts, make_job
+from leanfleet.errors import WireError
+from leanfleet.experiment import Experiment
+from leanfleet.federated import Report
+from leanfleet.fleet import Pacer, VirtualClock
+from leanfleet.randomness import key, torch_generator
+from leanfleet.wire import Message, decode, encode
+from leanfleet.workers import Handler, Tick
+
+RECALIBRATION_SAMPLES = 2048
+"""Training images whose statistics evaluation B and exported models carry."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one device's round came to.
+
+    Attributes:
+        device: Number of the device.
+        macs: Training MACs it spent.
+        available_macs: Training MACs it could have spent.
+        bytes_down: Bytes it received.
+        bytes_up: Bytes it sent; 0 if it had nothing to send in time.
+        late: Whether work remained undone at the deadline.
+        finished_at: Virtual time at which it was done.
+        rejected: Why its update was left out, or "".
+    """
+
+    device: int
+    macs: float
+    available_macs: float
+    bytes_down: int
+    bytes_up: int
+    late: bool
+    finished_at: float
+    rejected: str = ""
+
+
+class Devices:
+    """The fleet's devices, as one worker simulates them."""
+
+    def __init__(self, job: Job, device: str = "cpu") -> None:
+        self.job, self.device = job, torch.device(device)
+
+    def round(self, params: Mapping[str, Tensor], number: int, start: float, devices: list[int], tick: Tick) -> Message:
+        """Let some devices take part in a round; their running sum and outcomes."""
+        method = self.job.method
+        params = {name: p.to(self.device) for name, p in params.items()}
+        total = method.empty(params)
+        outcomes = []
+        for device in devices:
+            outcomes.append(asdict(self._take_part(total, params, number, start, device)))
+            tick()
+        return Message(total.tensors(), {"outcomes": json.dumps(outcomes)})
+
+    def _take_part(
+        self, total: Any, params: Mapping[str, Tensor], number: int, start: float, device: int
+    ) -> Outcome:
+        job, method, fleet = self.job, self.job.method, self.job.experiment.fleet
+        stream = (job.experiment.experiment.seed, number, device)
+        clock = VirtualClock(job.means(device), start)
+        report = Report(job.samples(device), clock.rate())
+        assigned = method.assign(params, report, number, torch_generator(*stream, "assign"))
+        down = encode(assigned)
+        pacer = Pacer(
+            clock,
+            round_start=start,
+            round_seconds=fleet.round_seconds,
+            samples=report.samples,
+            margin=fleet.margin,
+            rule=fleet.rule,
+            deadline=method.deadline,
+        )
+        # Networks with dropout of their own draw from the global stream.
+        torch.manual_seed(key(*stream, "torch"))
+        update = method.train(
+            self._received(down), self._batches(device, stream), pacer, torch_generator(*stream, "masks")
+        )
+        lost = pacer.late and not (method.partial and fleet.late == "partial")
+        up = b"" if update is None or lost else encode(update)
+        rejected = self._accumulate(total, assigned, report, up) if up else ""
+        return Outcome(
+            device, pacer.macs, pacer.available_macs, len(down), len(up), pacer.late, pacer.finished_at, rejected
+        )
+
+    def _received(self, data: bytes) -> Message:
+        message = decode(data)
+        return Message({name: t.to(self.device) for name, t in message.tensors.items()}, message.scalars)
+
+    def _batches(self, device: int, stream: tuple[int, int, int]) -> Batches:
+        job, training = self.job, self.job.experiment.training
+        return Batches(
+            job.data.train,
+            job.parts[device],
+            batch_size=training.batch_size,
+            epochs=training.epochs,
+            mean=job.data.mean,
+            std=job.data.std,
+            generator=torch_generator(*stream, "batches"),
+            augment=job.experiment.data.augment,
+            device=self.device,
+        )
+
+    def _accumulate(self, total: Any, assigned: Message, report: Report, up: bytes) -> str:
+        """Validate an update before it is added; return why it was left out."""
+        method = self.job.method
+        try:
+            update = decode(up, *method.expects(assigned))
+            claimed, most = float(update.scalars.get("weight", 0.0)), method.most_weight(report)
+            if not 0.0 <= claimed <= most * (1 + 1e-6):
+                raise WireError(f"claims a weight of {claimed:g} where {most:g} is the most there can be")
+        except WireError as error:
+            return str(error)
+        update = Message({name: t.to(self.device) for name, t in update.tensors.items()}, update.scalars)
+        method.accumulate(total, assigned, update)
+        return ""
+
+    def evaluate(self, params: Mapping[str, Tensor], shift: tuple[int, int], recalibrate: bool) -> Message:
+        """Count hits on this worker's test batches, with the whole network.
+
+        Evaluation A takes each batch's own statistics; B those of training images, averaged and frozen
+        (our specification, section 4.4; A is what later code of DISTREAL's authors does).
+        """
+        job = self.job
+        params = {name: p.to(self.device) for name, p in params.items()}
+        net = recalibrated(job, params, self.device) if recalibrate else None
+        hits = count = 0
+        loss = 0.0
+        batches = eval_batches(job.data.test, mean=job.data.mean, std=job.data.std, seed=0, device=self.device)
+        with torch.no_grad():
+            for index in range(shift[0], len(batches), shift[1]):
+                x, y = batches[index]
+                plan = job.method.plan
+                logits = plan.run(params, plan.full, x, training=False) if net is None else net(x)
+                hits += int((logits.argmax(1) == y).sum())
+                loss += float(F.cross_entropy(logits, y, reduction="sum"))
+                count += len(y)
+        return Message({}, {"hits": hits, "count": count, "loss": loss})
+
+
+def recalibrated(job: Job, params: Mapping[str, Tensor], device: torch.device) -> nn.Module:
+    """Return the whole network for inference, with batch-norm statistics of training images (evaluation B)."""
+    net = copy.deepcopy(job.net).to(device)
+    with torch.no_grad():
+        for name, p in net.named_parameters():
+            p.copy_(params[name])
+    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    net.eval()
+    if norms:
+        for norm in norms:
+            norm.train()
+        samples = torch.randperm(len(job.data.train.labels), generator=torch_generator(0, "recalibration"))
+        batches = eval_batches(
+            job.data.train,
+            mean=job.data.mean,
+            std=job.data.std,
+            seed=0,
+            device=device,
+            batch_size=256,
+            indices=samples[:RECALIBRATION_SAMPLES],
+        )
+        with torch.no_grad():
+            for index in range(len(batches)):
+                net(batches[index][0])
+    return net.eval()
+
+
+def start(experiment: Experiment, data: DataSet, parts: Parts, device: str) -> Handler:
+    """Build a worker: it answers rounds and evaluations."""
+    devices = Devices(make_job(experiment, data, parts), device)
+
+    def handle(request: bytes, tick: Tick) -> bytes:
+        asked = decode(request)
+        s = asked.scalars
+        if s["task"] == "round":
+            chosen = json.loads(str(s["devices"]))
+            answer = devices.round(asked.tensors, int(s["round"]), float(s["start"]), chosen, tick)
+        else:
+            answer = devices.evaluate(asked.tensors, (int(s["worker"]), int(s["workers"])), bool(s["recalibrate"]))
+        return encode(answer)
+
+    return handle

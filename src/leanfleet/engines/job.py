@@ -1,0 +1,164 @@
+"""From an experiment to what an engine runs: data, devices, network, method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from leanfleet.data import DataSet, load, partition
+from leanfleet.errors import ExperimentError
+from leanfleet.experiment import Experiment
+from leanfleet.federated import METHODS, Method, Optimiser, Setting
+from leanfleet.fleet import Availability, AvailabilityConfig, availability
+from leanfleet.nets import NETWORKS, build
+from leanfleet.subnet import SubnetPlan
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Which samples each device holds: indices only, laid end to end, in memory that processes share.
+
+    Attributes:
+        indices: int64 [samples held by any device].
+        ends: int64 [devices]; where each device's stretch of `indices` ends.
+    """
+
+    indices: Tensor
+    ends: Tensor
+
+    @classmethod
+    def of(cls, parts: Sequence[Tensor]) -> Parts:
+        """Lay the devices' indices end to end."""
+        ends = torch.tensor([len(part) for part in parts]).cumsum(0)
+        return cls(torch.cat(list(parts)).share_memory_(), ends.share_memory_())
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, device: int) -> Tensor:
+        start = int(self.ends[device - 1]) if device else 0
+        return self.indices[start : int(self.ends[device])]
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that is fixed for a run, the same in every process.
+
+    Attributes:
+        experiment: What the file says.
+        data: Training and test samples.
+        parts: Which training samples each device holds.
+        net: The network the method trains, at its start.
+        method: The federated method.
+        availability: How the fleet's means vary, for this method.
+        macs: Forward MACs per sample of the reference network, whole and with half of its filters.
+    """
+
+    experiment: Experiment
+    data: DataSet
+    parts: Parts
+    net: nn.Module
+    method: Method[Any, Any]
+    availability: AvailabilityConfig
+    macs: tuple[float, float]
+
+    def samples(self, device: int) -> int:
+        """Return how many samples a device processes in a round, over all local epochs."""
+        return len(self.parts[device]) * self.experiment.training.epochs
+
+    def means(self, device: int) -> Availability:
+        """Return what a device can spend over time, training MAC/s."""
+        full, half = self.macs
+        return availability(
+            self.availability,
+            macs_full=full,
+            macs_half=half,
+            samples=self.samples(device),
+            seed=self.experiment.experiment.seed,
+            device=device,
+        )
+
+
+def make_job(experiment: Experiment, data: DataSet | None = None, parts: Parts | None = None) -> Job:
+    """Build data, devices, network and method.
+
+    Args:
+        experiment: What to run.
+        data: The data set, if it is not the one the experiment names (a worker's, or one made in Python).
+        parts: The partition, if it is already made.
+
+    Raises:
+        UserError: The experiment cannot be run as it is.
+    """
+    data = data or load_data(experiment)
+    parts = parts or split(experiment, data)
+    reference, method_class = experiment.network.name, METHODS[experiment.method.name]
+    options = experiment.options
+    net = network(experiment, reference, data)
+    plan = trace(net, data, _keep(experiment, reference))
+    macs = plan.macs(plan.uniform(0.0)), plan.macs(plan.uniform(0.5))
+    own = method_class.network(reference, options)
+    if own != reference:
+        net = network(experiment, own, data)
+        plan = trace(net, data, NETWORKS[own].keep if own in NETWORKS else ())
+    setting = Setting(plan, optimiser(experiment), experiment.fleet.round_seconds)
+    return Job(
+        experiment, data, parts, net, method_class(setting, options), _availability(experiment, method_class), macs
+    )
+
+
+def load_data(experiment: Experiment) -> DataSet:
+    """Return the data set that the experiment names, its images in shared memory."""
+    at = experiment.data
+    data = load(at.source, folder=at.folder, image=at.image, label=at.label, writer=at.writer)
+    data.share_memory_()
+    return data
+
+
+def split(experiment: Experiment, data: DataSet) -> Parts:
+    """Return who holds what.
+
+    Raises:
+        ExperimentError: More devices are to take part in a round than there are.
+    """
+    fleet = experiment.fleet
+    parts = partition(experiment.data.partition, data.train, fleet.devices, experiment.experiment.seed)
+    if fleet.per_round > len(parts):
+        raise ExperimentError(f"[fleet] per_round: {fleet.per_round} of {len(parts)} devices cannot take part")
+    return Parts.of(parts)
+
+
+def network(experiment: Experiment, name: str, data: DataSet) -> nn.Module:
+    """Return a network for this data, at the experiment's start."""
+    return build(name, classes=len(data.classes), shape=data.shape, seed=experiment.experiment.seed)
+
+
+def trace(net: nn.Module, data: DataSet, keep: Sequence[str]) -> SubnetPlan:
+    """Return the plan of a network for this data."""
+    return SubnetPlan.trace(net, torch.zeros(1, *data.shape), keep)
+
+
+def optimiser(experiment: Experiment) -> Optimiser:
+    """Return local training as the experiment has it; milestones become rounds."""
+    t = experiment.training
+    rounds = tuple(round(share * experiment.experiment.rounds) for share in t.milestones)
+    return Optimiser(t.lr, t.momentum, t.weight_decay, t.clip_norm, rounds, t.gamma)
+
+
+def _keep(experiment: Experiment, name: str) -> Sequence[str]:
+    if experiment.network.keep is not None:
+        return experiment.network.keep
+    return NETWORKS[name].keep if name in NETWORKS else ()
+
+
+def _availability(experiment: Experiment, method: type[Method[Any, Any]]) -> AvailabilityConfig:
+    fleet = experiment.fleet
+    if method.resources == "full":
+        return AvailabilityConfig("constant", round_seconds=fleet.round_seconds)
+    return AvailabilityConfig(
+        fleet.availability, fleet.ratio, fleet.changes_per_round, fleet.round_seconds, fleet.trace
+    )

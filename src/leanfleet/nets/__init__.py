@@ -1,0 +1,158 @@
+"""Reference networks, and networks of the user's own by name."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from leanfleet.errors import NetworkError, did_you_mean
+from leanfleet.nets.cnn import digits_cnn, femnist_cnn
+from leanfleet.nets.densenet import densenet_bc
+from leanfleet.nets.resnet import resnet_20
+from leanfleet.randomness import key
+
+__all__ = ["NETWORKS", "Reference", "build"]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A network that comes with the package.
+
+    Attributes:
+        name: What experiment files call it.
+        build: Called with `classes` and `channels`, gives the network.
+        shape: Shape (channels, height, width) of one image, unless the data say otherwise.
+        classes: Number of classes, unless the data say otherwise.
+        keep: Layers that are never cut.
+        small: Name of the network that stands for it on devices that cannot afford it.
+    """
+
+    name: str
+    build: Callable[..., nn.Module]
+    shape: tuple[int, int, int]
+    classes: int
+    keep: tuple[str, ...] = ()
+    small: str | None = None
+
+
+_CIFAR: Final = (3, 32, 32)
+_FEMNIST: Final = (1, 28, 28)
+_DIGITS: Final = (1, 8, 8)
+# Rapp et al. 2022 cut the two convolutions of the FEMNIST network, not its linear layer.
+_HIDDEN: Final = ("hidden",)
+
+NETWORKS: Final[dict[str, Reference]] = {
+    reference.name: reference
+    for reference in (
+        Reference("densenet-bc-19", partial(densenet_bc, 19), _CIFAR, 10),
+        Reference("densenet-bc-40", partial(densenet_bc, 40), _CIFAR, 10, small="densenet-bc-19"),
+        Reference("densenet-bc-100", partial(densenet_bc, 100), _CIFAR, 100, small="densenet-bc-40"),
+        Reference(
+            "femnist-cnn", partial(femnist_cnn, (32, 64)), _FEMNIST, 62, _HIDDEN, small="femnist-cnn-small"
+        ),
+        Reference("femnist-cnn-small", partial(femnist_cnn, (16, 32)), _FEMNIST, 62, _HIDDEN),
+        Reference("resnet-20", partial(resnet_20, (16, 32, 64)), _CIFAR, 10, small="resnet-20-small"),
+        Reference("resnet-20-small", partial(resnet_20, (8, 16, 32)), _CIFAR, 10),
+        Reference(
+            "digits-cnn", partial(digits_cnn, (32, 64, 64), 128), _DIGITS, 10, small="digits-cnn-small"
+        ),
+        Reference("digits-cnn-small", partial(digits_cnn, (16, 32, 32), 64), _DIGITS, 10),
+    )
+}
+
+
+def build(
+    name: str, *, classes: int | None = None, shape: tuple[int, int, int] | None = None, seed: int = 0
+) -> nn.Module:
+    """Return a new network on the CPU; equal seeds give equal parameters, the global random state stays.
+
+    Args:
+        name: A key of `NETWORKS`, or `package.module:function` of the user's own, found in the current folder
+            or among the installed packages. The function is called with those of the keywords `classes` and
+            `shape` that it has and that are known.
+        classes: Number of classes of the data.
+        shape: Shape (channels, height, width) of one image of the data.
+        seed: Seed of the initialisation.
+
+    Raises:
+        NetworkError: If the name is unknown, the network cannot be made, or the images do not fit it.
+    """
+    if ":" in name:
+        make = _users_own(name, {"classes": classes, "shape": shape})
+    elif name in NETWORKS:
+        make = _reference(NETWORKS[name], classes, shape)
+    else:
+        raise NetworkError(f"network '{name}' is unknown{did_you_mean(name, NETWORKS)}")
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(key(seed, "network"))
+        return make()
+
+
+def _reference(
+    reference: Reference, classes: int | None, shape: tuple[int, int, int] | None
+) -> Callable[[], nn.Module]:
+    shape = shape or reference.shape
+    make = partial(reference.build, classes=classes or reference.classes, channels=shape[0])
+    try:
+        # On the meta device nothing is computed: only the shapes are tried.
+        with torch.device("meta"):
+            make()(torch.empty(2, *shape))
+    except RuntimeError as error:
+        sizes = ["x".join(map(str, size)) for size in (shape, reference.shape)]
+        raise NetworkError(
+            f"network '{reference.name}': images of {sizes[0]} do not fit; it is made for {sizes[1]}"
+        ) from error
+    return make
+
+
+def _users_own(name: str, known: dict[str, Any]) -> Callable[[], nn.Module]:
+    function = _find(name)
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError) as error:
+        raise NetworkError(f"network '{name}': not a function") from error
+    taken = {word: value for word, value in known.items() if word in parameters and value is not None}
+
+    def make() -> nn.Module:
+        try:
+            network = function(**taken)
+        except Exception as error:
+            raise NetworkError(f"network '{name}': {_line(error)}") from error
+        if not isinstance(network, nn.Module):
+            raise NetworkError(f"network '{name}': gave a {type(network).__name__}, not a torch.nn.Module")
+        return network
+
+    return make
+
+
+def _find(name: str) -> Any:
+    module_name, _, function_name = name.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        # Last, so that a file of the user's cannot hide an installed package; for good, so that the network's
+        # code may import more later on.
+        sys.path.append(here)
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise NetworkError(f"network '{name}': '{module_name}' cannot be imported: {_line(error)}") from error
+    try:
+        return getattr(module, function_name)
+    except AttributeError:
+        known = [word for word, value in vars(module).items() if callable(value)]
+        raise NetworkError(
+            f"network '{name}': '{module_name}' has no '{function_name}'{did_you_mean(function_name, known)}"
+        ) from None
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0]

@@ -1,0 +1,150 @@
+"""The lookup table D: Pareto-optimal dropout vectors and what they cost (Rapp et al. 2022, "Run Time")."""
+
+from __future__ import annotations
+
+import bisect
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from leanfleet.errors import LutError, RecordError
+from leanfleet.storage import load_tensors, save_tensors
+from leanfleet.subnet.plan import SubnetPlan
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One dropout vector.
+
+    Attributes:
+        rates: [groups] one dropout rate a channel group, float32 values.
+        macs: Expected forward MACs per sample.
+    """
+
+    rates: tuple[float, ...]
+    macs: float
+
+
+@dataclass(frozen=True)
+class Lut:
+    """Rows by ascending MACs, with the network they were made for.
+
+    Attributes:
+        rows: Ascending in MACs.
+        groups: (name, channels) of every rate.
+        fingerprint: Of the network, see `SubnetPlan.fingerprint`.
+        origin: How the table came to be, such as "uniform".
+    """
+
+    rows: tuple[Row, ...]
+    groups: tuple[tuple[str, int], ...]
+    fingerprint: str
+    origin: str
+
+    @classmethod
+    def of(cls, plan: SubnetPlan, vectors: list[tuple[float, ...]], origin: str) -> Lut:
+        """Return the table of these dropout vectors, costed by the plan.
+
+        Rates are rounded to float32 first, so that a table keeps its costs when it is saved and loaded.
+        """
+        rounded = [tuple(float(r) for r in np.asarray(v, dtype=np.float32)) for v in vectors]
+        rows = sorted((Row(rates, plan.macs(rates)) for rates in rounded), key=lambda row: row.macs)
+        groups = tuple((g.name, g.channels) for g in plan.groups)
+        return cls(tuple(rows), groups, plan.fingerprint, origin)
+
+    @classmethod
+    def uniform(cls, plan: SubnetPlan, levels: int = 64, highest: float = 0.5) -> Lut:
+        """Return a table with one rate for all layers, equidistant in MACs (the state of the art's choice).
+
+        Args:
+            plan: The network.
+            levels: Number of rows, at least 2.
+            highest: The largest rate; the paper searches [0, 0.5].
+        """
+        full, least = plan.macs(plan.uniform(0.0)), plan.macs(plan.uniform(highest))
+        inner = [plan.uniform_rate(float(m), highest) for m in np.linspace(least, full, levels)[1:-1]]
+        return cls.of(plan, [plan.uniform(rate) for rate in (0.0, *inner, highest)], "uniform")
+
+    def pick(self, budget: float) -> Row:
+        """Return the most expensive row within `budget` forward MACs per sample; the cheapest if none is."""
+        at = bisect.bisect_right(self.rows, budget, key=lambda row: row.macs)
+        return self.rows[max(0, at - 1)]
+
+    @property
+    def cheapest(self) -> Row:
+        """The row of least MACs."""
+        return self.rows[0]
+
+    def check(self, plan: SubnetPlan, source: str = "the LUT") -> None:
+        """Check that the table was made for this network.
+
+        Raises:
+            LutError: It was not.
+        """
+        if self.fingerprint != plan.fingerprint:
+            mine = tuple((g.name, g.channels) for g in plan.groups)
+            what = "layers" if mine != self.groups else "structure"
+            raise LutError(
+                f"{source} was made for another network: its {what} differ ({len(self.groups)} channel groups, "
+                f"{self.rows[-1].macs:,.0f} MACs; here {len(plan.groups)}, {plan.macs(plan.uniform(0.0)):,.0f})"
+            )
+
+    def save(self, path: Path) -> None:
+        """Write the table as safetensors: rates float32 [rows, groups], MACs float64 [rows], header as metadata.
+
+        Raises:
+            StorageError: The disk refuses.
+        """
+        header = {
+            "format": FORMAT,
+            "groups": self.groups,
+            "fingerprint": self.fingerprint,
+            "origin": self.origin,
+        }
+        tensors = {
+            "rates": torch.tensor([row.rates for row in self.rows], dtype=torch.float32),
+            "macs": torch.tensor([row.macs for row in self.rows], dtype=torch.float64),
+        }
+        save_tensors(path, tensors, {"lut": json.dumps(header)})
+
+    @classmethod
+    def load(cls, path: Path) -> Lut:
+        """Read a table.
+
+        Raises:
+            LutError: The file is missing, damaged or no LUT.
+        """
+        try:
+            tensors, metadata = load_tensors(path)
+            header: dict[str, Any] = json.loads(metadata["lut"])
+            rates, macs = tensors["rates"], tensors["macs"]
+            groups = tuple((str(name), int(channels)) for name, channels in header["groups"])
+            vectors = [tuple(vector) for vector in rates.tolist()]
+            rows = tuple(Row(v, m) for v, m in zip(vectors, macs.tolist(), strict=True))
+            lut = cls(rows, groups, str(header["fingerprint"]), str(header["origin"]))
+        except (OSError, RecordError) as error:
+            raise LutError(str(error)) from error
+        except (KeyError, ValueError, TypeError) as error:
+            raise LutError(f"{path} is no lookup table of leanfleet ({error})") from error
+        lut._check_values(path, header.get("format"))
+        return lut
+
+    def _check_values(self, path: Path, version: Any) -> None:
+        sound = (
+            len(self.rows) > 0
+            and all(len(row.rates) == len(self.groups) for row in self.rows)
+            and all(0.0 <= rate < 1.0 for row in self.rows for rate in row.rates)
+            and all(math.isfinite(row.macs) and row.macs > 0 for row in self.rows)
+            and list(self.rows) == sorted(self.rows, key=lambda row: row.macs)
+        )
+        if version != FORMAT:
+            raise LutError(f"{path} has LUT format {version}; this version reads format {FORMAT}")
+        if not sound:
+            raise LutError(f"{path} is damaged: rates or MACs out of range or out of order")

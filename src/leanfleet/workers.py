@@ -1,0 +1,181 @@
+"""Worker processes of one machine: spawned, one thread each, asked and answered in bytes.
+
+Nothing but bytes crosses after the start, so a worker cannot be made to unpickle anything. A worker dies with
+its parent; a parent notices the death of a worker.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing import connection, parent_process
+from typing import Any, Protocol
+
+import torch
+import torch.multiprocessing as mp
+
+from leanfleet import errors
+from leanfleet.errors import LeanfleetError, WorkerError
+
+Tick = Callable[[], None]
+"""Called when a piece of a request is done, to show progress."""
+
+_RESULT, _FAILURE, _TICK = b"r", b"f", b"t"
+
+
+class Handler(Protocol):
+    """What a worker does with a request."""
+
+    def __call__(self, request: bytes, tick: Tick) -> bytes:
+        """Answer one request."""
+
+
+class Workers:
+    """A fixed number of workers; with one, the work is done in this process.
+
+    Args:
+        count: Number of workers.
+        start: Module-level function that builds a worker's handler, in the worker.
+        args: Its arguments; tensors in shared memory stay shared.
+    """
+
+    def __init__(self, count: int, start: Callable[..., Handler], args: Sequence[Any]) -> None:
+        self.count = count
+        self._processes: list[Any] = []
+        self._pipes: list[connection.Connection] = []
+        if count == 1:
+            self._inline = start(*args)
+            return
+        context = mp.get_context("spawn")
+        for _ in range(count):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs, start, tuple(args)), daemon=True)
+            process.start()
+            theirs.close()
+            self._processes.append(process)
+            self._pipes.append(ours)
+
+    def ask(self, requests: Sequence[bytes], tick: Tick = lambda: None) -> list[bytes]:
+        """Send one request to every worker and return their answers in order.
+
+        Raises:
+            WorkerError: A worker died, or failed in a way that is not the user's mistake.
+            LeanfleetError: What the worker raised on purpose.
+        """
+        if self.count == 1:
+            with one_thread():
+                return [self._inline(requests[0], tick)]
+        answers: dict[int, bytes] = {}
+        try:
+            for pipe, request in zip(self._pipes, requests, strict=True):
+                pipe.send_bytes(request)
+            while len(answers) < self.count:
+                self._collect(answers, tick)
+        except (BrokenPipeError, EOFError, ConnectionResetError) as error:
+            raise self._death() from error
+        return [answers[index] for index in range(self.count)]
+
+    def close(self) -> None:
+        """End the workers, whatever they are doing."""
+        for process in self._processes:
+            process.kill()
+        for process in self._processes:
+            process.join()
+        for pipe in self._pipes:
+            pipe.close()
+        self._processes, self._pipes = [], []
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _collect(self, answers: dict[int, bytes], tick: Tick) -> None:
+        waiting = {pipe: index for index, pipe in enumerate(self._pipes) if index not in answers}
+        ready = connection.wait([*waiting, *(p.sentinel for p in self._processes)])
+        for pipe, index in waiting.items():
+            if pipe not in ready:
+                continue
+            frame = pipe.recv_bytes()
+            kind, body = frame[:1], frame[1:]
+            if kind == _TICK:
+                tick()
+            elif kind == _FAILURE:
+                raise _failure(body)
+            else:
+                answers[index] = body
+        # A worker that has answered and died since is noticed too: the next round would need it.
+        if not any(pipe in ready for pipe in waiting):
+            raise self._death()
+
+    def _death(self) -> WorkerError:
+        for process in self._processes:
+            process.join(timeout=1)
+        codes = {i: p.exitcode for i, p in enumerate(self._processes) if p.exitcode is not None}
+        told = (
+            ", ".join(f"worker {i} {_cause(code)}" for i, code in codes.items()) or "a worker closed its pipe"
+        )
+        return WorkerError(f"{told}; the record can be resumed")
+
+
+def _cause(code: int) -> str:
+    if code >= 0:
+        return f"ended with exit code {code}"
+    hint = " (out of memory?)" if code == -signal.SIGKILL else ""
+    return f"was killed by {signal.Signals(-code).name}{hint}"
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run torch with one thread for a while: two processes of one thread beat one process of two."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _serve(pipe: connection.Connection, start: Callable[..., Handler], args: tuple[Any, ...]) -> None:
+    # Ctrl-C reaches the whole process group; the parent alone decides what happens then.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _die_with_parent()
+    torch.set_num_threads(1)
+    try:
+        handler = start(*args)
+        while True:
+            request = pipe.recv_bytes()
+            pipe.send_bytes(_RESULT + handler(request, lambda: pipe.send_bytes(_TICK)))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return
+    except Exception as error:
+        told = {"kind": type(error).__name__, "message": str(error), "trace": traceback.format_exc()}
+        pipe.send_bytes(_FAILURE + json.dumps(told).encode())
+
+
+def _die_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _failure(body: bytes) -> LeanfleetError:
+    told = json.loads(body)
+    kind = getattr(errors, told["kind"], None)
+    if isinstance(kind, type) and issubclass(kind, LeanfleetError):
+        raised: LeanfleetError = kind(told["message"])
+        return raised
+    error = WorkerError(f"a worker failed: {told['kind']}: {told['message']}")
+    error.add_note(told["trace"])
+    return error
