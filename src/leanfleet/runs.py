@@ -99,7 +99,7 @@ class Run:
         """
         run = cls(_new_folder(root, name))
         run._lock()
-        write_text(run.folder / "experiment.toml", experiment_toml)
+        write_text(run.experiment_file, experiment_toml)
         return run
 
     @classmethod
@@ -114,7 +114,7 @@ class Run:
             records = [path.parent.name for path in run.folder.parent.glob("*/experiment.toml")]
             hint = did_you_mean(run.folder.name, records) if records else ""
             raise RecordError(f"{run.folder}: no such run record{hint}")
-        if not (run.folder / "experiment.toml").is_file():
+        if not run.experiment_file.is_file():
             raise RecordError(f"{run.folder}: not a run record (it has no experiment.toml)")
         return run
 
@@ -142,6 +142,15 @@ class Run:
     def experiment_file(self) -> Path:
         """The experiment as it was asked for, complete with defaults."""
         return self.folder / "experiment.toml"
+
+    def replace_experiment(self, experiment_toml: str) -> None:
+        """Write the experiment anew, for what is known only once it is built.
+
+        Raises:
+            StorageError: If the disk refuses.
+        """
+        self._check_locked()
+        write_text(self.experiment_file, experiment_toml)
 
     @property
     def finished(self) -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -12,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leanfleet.errors import ExperimentError
-from leanfleet.fleet import availability as module
 from leanfleet.fleet.availability import (
     Availability,
     AvailabilityConfig,
@@ -62,7 +63,9 @@ def test_the_rate_is_constant_up_to_the_next_change(device: Availability, t: flo
 
 
 @given(exponentials, st.lists(times, max_size=8), st.randoms())
-def test_any_order_of_questions_gets_the_same_answers(device: Exponential, ts: list[float], random) -> None:
+def test_any_order_of_questions_gets_the_same_answers(
+    device: Exponential, ts: list[float], random: Random
+) -> None:
     def ask(order: list[float]) -> dict[float, tuple[float, float]]:
         twin = Exponential(device.low, device.high, device.changes_per_s, device.seed, device.device)
         return {t: (twin.rate(t), twin.next_change(t)) for t in order}
@@ -78,9 +81,10 @@ def test_a_change_begins_a_new_level_at_its_very_time(device: Exponential, t: fl
 
 
 def test_blocks_without_a_change_carry_the_last_level_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_CHANGES_PER_BLOCK", 0.1)
+    # The package re-exports a function of the module's name, so only the import system finds the module itself.
+    monkeypatch.setattr(import_module("leanfleet.fleet.availability"), "_CHANGES_PER_BLOCK", 0.1)
     for number in range(20):
-        walker, level = Exponential(LOW, HIGH, 1.0, 5, number), None
+        walker = Exponential(LOW, HIGH, 1.0, 5, number)
         start = uniform(LOW, HIGH, 5, number).rate_macs_per_s
         for begin, end in pairwise([0.0, *changes(walker, 0.0, 20.0)]):
             level = walker.rate(begin)

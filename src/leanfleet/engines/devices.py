@@ -57,7 +57,9 @@ class Devices:
     def __init__(self, job: Job, device: str = "cpu") -> None:
         self.job, self.device = job, torch.device(device)
 
-    def round(self, params: Mapping[str, Tensor], number: int, start: float, devices: list[int], tick: Tick) -> Message:
+    def round(
+        self, params: Mapping[str, Tensor], number: int, start: float, devices: list[int], tick: Tick
+    ) -> Message:
         """Let some devices take part in a round; their running sum and outcomes."""
         method = self.job.method
         params = {name: p.to(self.device) for name, p in params.items()}
@@ -95,7 +97,14 @@ class Devices:
         up = b"" if update is None or lost else encode(update)
         rejected = self._accumulate(total, assigned, report, up) if up else ""
         return Outcome(
-            device, pacer.macs, pacer.available_macs, len(down), len(up), pacer.late, pacer.finished_at, rejected
+            device,
+            pacer.macs,
+            pacer.available_macs,
+            len(down),
+            len(up),
+            pacer.late,
+            pacer.finished_at,
+            rejected,
         )
 
     def _received(self, data: bytes) -> Message:
@@ -141,7 +150,9 @@ class Devices:
         net = recalibrated(job, params, self.device) if recalibrate else None
         hits = count = 0
         loss = 0.0
-        batches = eval_batches(job.data.test, mean=job.data.mean, std=job.data.std, seed=0, device=self.device)
+        batches = eval_batches(
+            job.data.test, mean=job.data.mean, std=job.data.std, seed=0, device=self.device
+        )
         with torch.no_grad():
             for index in range(shift[0], len(batches), shift[1]):
                 x, y = batches[index]
@@ -194,7 +205,9 @@ def start(experiment: Experiment, data: DataSet, parts: Parts, device: str) -> H
             chosen = json.loads(str(s["devices"]))
             answer = devices.round(asked.tensors, int(s["round"]), float(s["start"]), chosen, tick)
         else:
-            answer = devices.evaluate(asked.tensors, (int(s["worker"]), int(s["workers"])), bool(s["recalibrate"]))
+            answer = devices.evaluate(
+                asked.tensors, (int(s["worker"]), int(s["workers"])), bool(s["recalibrate"])
+            )
         return encode(answer)
 
     return handle

@@ -107,7 +107,13 @@ def make_job(experiment: Experiment, data: DataSet | None = None, parts: Parts |
         plan = trace(net, data, NETWORKS[own].keep if own in NETWORKS else ())
     setting = Setting(plan, optimiser(experiment), experiment.fleet.round_seconds)
     return Job(
-        experiment, data, parts, net, method_class(setting, options), _availability(experiment, method_class), macs
+        experiment,
+        data,
+        parts,
+        net,
+        method_class(setting, options),
+        _availability(experiment, method_class),
+        macs,
     )
 
 
@@ -128,7 +134,9 @@ def split(experiment: Experiment, data: DataSet) -> Parts:
     fleet = experiment.fleet
     parts = partition(experiment.data.partition, data.train, fleet.devices, experiment.experiment.seed)
     if fleet.per_round > len(parts):
-        raise ExperimentError(f"[fleet] per_round: {fleet.per_round} of {len(parts)} devices cannot take part")
+        raise ExperimentError(
+            f"[fleet] per_round: {fleet.per_round} of {len(parts)} devices cannot take part"
+        )
     return Parts.of(parts)
 
 

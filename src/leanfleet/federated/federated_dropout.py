@@ -77,7 +77,7 @@ class FederatedDropout(Method[FederatedDropoutOptions, HolderSum]):
     def accumulate(self, total: HolderSum, assigned: Message, update: Message) -> None:
         """Add the trained values at the places that were assigned, one vote a device."""
         kept, _ = self._open(assigned)
-        total.add(update.tensors, self.plan.positions(self._shapes, kept))
+        total.add(update.tensors, self.plan.positions(kept))
 
     def finish(self, params: Params, total: HolderSum) -> dict[str, Tensor]:
         """Return the mean over holders, weight by weight."""

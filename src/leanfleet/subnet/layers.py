@@ -11,7 +11,8 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from leanfleet.subnet.trace import Builder, Frame, Run
+from leanfleet.subnet.builder import Builder, Frame, Run, layer_of
+from leanfleet.subnet.ops import opaque
 from leanfleet.subnet.units import Ids, Layout
 
 Handler = Callable[[Builder, fx.Node, Any], Run]
@@ -53,54 +54,47 @@ def conv(b: Builder, node: fx.Node, module: Any) -> Run:
         # Input and output channels are the same random variable.
         outputs = np.repeat(inputs, module.out_channels // groups)
         b.bind(weight, 0, inputs if transposed else outputs)
-        if transposed and module.out_channels != groups:
-            b.refuse(node, b.layout(x), "is a transposed depthwise convolution with a multiplier")
+        if weight in b.exempt_parameters:
+            b.units.fix(outputs)
     else:
         outputs = _dense_outputs(b, node, module, weight, inputs, rows, columns)
     if bias is not None:
         b.bind(bias, 0, outputs)
     b.layouts[node.name] = Layout(1, outputs)
-    where = b.shape(x if transposed else node)
-    coefficient = math.prod(where[2:]) * math.prod(module.kernel_size) / (1 if depthwise else groups)
-    layer = weight.rpartition(".")[0]
-    if depthwise:
-        b.term(layer, "conv", coefficient, None, outputs)
-    else:
-        b.term(layer, "conv", coefficient, inputs, outputs)
+    positions = b.positions(x if transposed else node, 1)
+    coefficient = positions * math.prod(module.kernel_size) / (1 if depthwise else groups)
+    b.term(layer_of(weight), "conv", coefficient, None if depthwise else inputs, outputs)
     number = b.number(inputs)
-    output_padding = module.output_padding if transposed else None
+    options = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
+    if transposed:
+        options["output_padding"] = module.output_padding
+    border = None if module.padding_mode == "zeros" else module._reversed_padding_repeated_twice
+    if border is not None:
+        options["padding"] = 0
 
     def run(frame: Frame) -> Tensor:
         value, w = frame.values[x.name], frame.leaves[weight]
-        narrow = groups
-        if depthwise:
-            narrow = frame.kept.count(number)
-        else:
-            factors = frame.scale(number, w)
-            if factors is not None and groups > 1:
-                value = value * factors.view(1, -1, *[1] * (value.ndim - 2))
-            elif factors is not None:
-                w = w * factors.view(*[-1 if d == columns else 1 for d in range(w.ndim)])
-        if transposed:
-            out: Tensor = functional(
-                value,
-                w,
-                _leaf(frame, bias),
-                module.stride,
-                module.padding,
-                output_padding,
-                narrow,
-                module.dilation,
-            )
-            return out
-        padding = module.padding
-        if module.padding_mode != "zeros":
-            value = F.pad(value, module._reversed_padding_repeated_twice, mode=module.padding_mode)
-            padding = 0
-        out = functional(value, w, _leaf(frame, bias), module.stride, padding, module.dilation, narrow)
+        narrow = frame.kept.count(number) if depthwise else groups
+        if not depthwise:
+            value, w = _scaled(frame, number, value, w, None if groups > 1 else columns)
+        if border is not None:
+            value = F.pad(value, border, mode=module.padding_mode)
+        out: Tensor = functional(value, w, _leaf(frame, bias), groups=narrow, **options)
         return out
 
     return run
+
+
+def _scaled(
+    frame: Frame, number: int, value: Tensor, weight: Tensor, columns: int | None
+) -> tuple[Tensor, Tensor]:
+    """Scale what a layer reads by C/n of its source: the weight's columns, or the value if they are shared."""
+    factors = frame.scale(number, weight)
+    if factors is None:
+        return value, weight
+    if columns is None:
+        return value * factors.view(1, -1, *[1] * (value.ndim - 2)), weight
+    return value, weight * factors.view(*[-1 if d == columns else 1 for d in range(weight.ndim)])
 
 
 def _dense_outputs(
@@ -127,15 +121,12 @@ def linear(b: Builder, node: fx.Node, module: Any) -> Run:
     if bias is not None:
         b.bind(bias, 0, outputs)
     b.layouts[node.name] = Layout(last, outputs)
-    b.term(weight.rpartition(".")[0], "linear", math.prod(b.shape(x)[1:-1]), inputs, outputs)
+    b.term(layer_of(weight), "linear", b.positions(x, last), inputs, outputs)
     number = b.number(inputs)
 
     def run(frame: Frame) -> Tensor:
-        w = frame.leaves[weight]
-        factors = frame.scale(number, w)
-        if factors is not None:
-            w = w * factors
-        return F.linear(frame.values[x.name], w, _leaf(frame, bias))
+        value, w = _scaled(frame, number, frame.values[x.name], frame.leaves[weight], 1)
+        return F.linear(value, w, _leaf(frame, bias))
 
     return run
 
@@ -203,11 +194,11 @@ def layer_norm(b: Builder, node: fx.Node, module: Any) -> Run:
     weight = bias = None
     if module.weight is not None:
         weight, bias = _names(b, node, module)
-    inside = layout is not None and layout.dim >= first
     for name in (weight, bias):
-        if name is not None and inside:
-            assert layout is not None
+        if name is not None and layout is not None and layout.dim >= first:
             b.bind(name, layout.dim - first, layout.units)
+        elif name is not None:
+            b.refuse_cut(node, name)
 
     def run(frame: Frame) -> Tensor:
         value = frame.values[x.name]
@@ -234,16 +225,47 @@ def prelu(b: Builder, node: fx.Node, module: Any) -> Run:
 
 
 def get_parameter(b: Builder, node: fx.Node, value: Any) -> Run:
-    """A parameter or buffer used by itself: per-channel when exactly one of its dimensions is larger than 1."""
+    """A parameter or constant used by itself: per-channel when exactly one of its dimensions is larger than 1."""
     name = str(node.target)
     if not isinstance(value, nn.Parameter):
-        return lambda frame: frame.buffers[name]
+        b.constants[name] = value
+        return lambda frame: frame.constants[name]
     name = b.parameter(name)
     wide = [d for d, size in enumerate(value.shape) if size > 1]
-    if len(wide) == 1:
-        b.layouts[node.name] = Layout(wide[0], b.write(name, wide[0], value.shape[wide[0]]))
+    if len(wide) == 1 and not all(user.target in FUNCTIONAL for user in node.users):
+        units = b.write(name, wide[0], value.shape[wide[0]], bare=True)
+        b.layouts[node.name] = Layout(wide[0], units)
     return lambda frame: frame.leaves[name]
 
+
+def functional(b: Builder, node: fx.Node) -> Run:
+    """F.conv1d/2d/3d, F.linear, F.layer_norm with parameters of the network, as the modules of the same names."""
+    order, handler = FUNCTIONAL[node.target]
+    bound: dict[str, Any] = dict(zip(order, node.args, strict=False)) | dict(node.kwargs)
+    weight, bias = bound.get("weight"), bound.get("bias")
+    features = bound.get("normalized_shape", ())
+    owned = all(value is None or b.is_parameter(value) for value in (weight, bias))
+    if not owned or not isinstance(features, tuple | list):
+        return opaque(b, node)
+    b.refuse_cut_inputs(node, [value for value in (weight, bias) if value is not None])
+    shape = () if weight is None else b.shape(weight)
+    names = [None if value is None else b.parameter(str(value.target)) for value in (weight, bias)]
+    module = Functional(
+        weight=names[0], bias=names[1], transposed=False, groups=bound.get("groups", 1), kernel_size=shape[2:],
+        out_channels=shape[:1], out_features=shape[:1], stride=bound.get("stride", 1),
+        padding=bound.get("padding", 0), padding_mode="zeros", dilation=bound.get("dilation", 1),
+        normalized_shape=features, eps=bound.get("eps", 1e-5),
+    )  # fmt: skip
+    return handler(b, node, module)
+
+
+_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+
+FUNCTIONAL: dict[Any, tuple[tuple[str, ...], Handler]] = {
+    **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), (_CONV, conv)),
+    F.linear: (("input", "weight", "bias"), linear),
+    F.layer_norm: (("input", "normalized_shape", "weight", "bias", "eps"), layer_norm),
+}
 
 MODULES: dict[type[nn.Module], Handler] = {
     **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), conv),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from leanfleet.subnet.trace import Builder, Frame, Run
-from leanfleet.subnet.units import FIXED, Ids, Layout
+from leanfleet.subnet.builder import Builder, Frame, Run, Term, describe
+from leanfleet.subnet.units import FIXED, Layout
 
 Handler = Callable[[Builder, fx.Node], Run]
 
@@ -38,33 +39,47 @@ def call(node: fx.Node, b: Builder) -> Run:
 
 def tensors(b: Builder, node: fx.Node) -> list[fx.Node]:
     """Return the inputs of a node that are tensors."""
-    return [n for n in node.all_input_nodes if isinstance(b.shapes[n.name], tuple)]
+    return [n for n in node.all_input_nodes if isinstance(b.shapes.of[n.name], tuple)]
 
 
 def elementwise(b: Builder, node: fx.Node) -> Run:
     """Elementwise operations: channels at one place are tied across all inputs (residual adds, gates)."""
     shape = b.shape(node)
-    units: Ids | None = None
-    dim = None
+    found: Layout | None = None
+    whole = []
     for value in tensors(b, node):
-        layout = b.layout(value)
-        if layout is None:
-            continue
-        place = layout.dim + len(shape) - len(b.shape(value))
-        if dim not in (None, place) or shape[place] != len(layout.units):
+        layout, lead = b.layout(value), len(shape) - len(b.shape(value))
+        place = None if layout is None else layout.dim + lead
+        if layout is None or place is None:
+            whole.append(value)
+        elif len(layout.units) != shape[place] or (found is not None and found.dim != place):
             b.refuse(node, layout, "combines channels that lie along different dimensions")
-        elif units is None:
-            units, dim = layout.units, place
+            whole.append(value)
+        elif found is None:
+            found = Layout(place, layout.units)
         else:
-            b.units.tie(units, layout.units)
-    if units is not None and dim is not None:
-        for value in tensors(b, node):
+            b.units.tie(found.units, layout.units)
+    if found is not None:
+        for value in whole:
             own = b.shape(value)
-            place = dim - len(shape) + len(own)
-            if b.layout(value) is None and place >= 0 and own[place] != 1:
-                b.units.fix(units)
-        b.layouts[node.name] = Layout(dim, units)
+            place = found.dim - len(shape) + len(own)
+            if place >= 0 and own[place] != 1:
+                b.units.fix(found.units)
+        b.layouts[node.name] = found
     return call(node, b)
+
+
+def over_channels(b: Builder, node: fx.Node) -> Run:
+    """Softmax: along other dimensions elementwise; over channels it needs them all, so none is ever dropped."""
+    value = tensors(b, node)[0]
+    layout = b.layout(value)
+    if node.op == "call_module":
+        dim: Any = b.root.get_submodule(str(node.target)).dim
+    else:
+        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    if layout is not None and (dim is None or dim % len(b.shape(value)) == layout.dim):
+        b.units.fix(layout.units)
+    return elementwise(b, node)
 
 
 def dropout(b: Builder, node: fx.Node) -> Run:
@@ -85,10 +100,15 @@ def spatial(b: Builder, node: fx.Node) -> Run:
     """Pooling, spatial padding, interpolation: every channel by itself."""
     value = tensors(b, node)[0]
     layout = b.layout(value)
-    if layout is not None and (layout.dim != 1 or b.shape(node)[:2] != b.shape(value)[:2]):
-        b.refuse(node, layout, "works across its channel dimension")
-        layout = None
-    b.layouts[node.name] = layout
+    if layout is not None:
+        name = type(b.root.get_submodule(node.target)).__name__ if node.op == "call_module" else describe(node)  # type: ignore[arg-type]
+        dims = re.search(r"([123])d\b", name)
+        # A 2d pooling takes three dimensions for one image, and would then pool over the channels.
+        unbatched = dims is not None and int(dims[1]) + 2 != len(b.shape(value))
+        if layout.dim != 1 or unbatched or b.shape(node)[:2] != b.shape(value)[:2]:
+            b.refuse(node, layout, "works across its channel dimension")
+        else:
+            b.layouts[node.name] = layout
     return call(node, b)
 
 
@@ -96,13 +116,15 @@ def pad(b: Builder, node: fx.Node) -> Run:
     """F.pad: padded channels are always there."""
     value = tensors(b, node)[0]
     layout = b.layout(value)
-    if layout is not None:
-        widths = list(node.args[1] if len(node.args) > 1 else node.kwargs["pad"])  # type: ignore[arg-type]
-        at = 2 * (len(b.shape(value)) - 1 - layout.dim)
-        before, after = (widths + [0] * (at + 2))[at : at + 2]
-        if before < 0 or after < 0:
-            b.refuse(node, layout, "cuts channels off by a negative padding")
-            before = after = 0
+    if layout is None:
+        return call(node, b)
+    widths: Any = node.args[1] if len(node.args) > 1 else node.kwargs["pad"]
+    mode = node.args[2] if len(node.args) > 2 else node.kwargs.get("mode", "constant")
+    at = 2 * (len(b.shape(value)) - 1 - layout.dim)
+    before, after = (b.known(width) for width in [*widths, *[0] * (at + 2)][at : at + 2])
+    if before < 0 or after < 0 or (before + after > 0 and mode != "constant"):
+        b.refuse(node, layout, "cuts channels off, or pads them with copies of others")
+    else:
         units = np.concatenate([np.full(before, FIXED), layout.units, np.full(after, FIXED)])
         b.layouts[node.name] = Layout(layout.dim, units)
     return call(node, b)
@@ -113,31 +135,34 @@ def cat(b: Builder, node: fx.Node) -> Run:
     parts: Any = node.args[0] if node.args else node.kwargs["tensors"]
     dim: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("axis", 0))
     place = dim % len(b.shape(node))
-    layouts = [b.layout(p) for p in parts]
-    if any(found is not None and found.dim == place for found in layouts):
-        units = []
-        for part, found in zip(parts, layouts, strict=True):
-            if found is not None and found.dim != place:
-                b.refuse(node, found, "joins values whose channels lie along different dimensions")
-                found = None
-            units.append(np.full(b.shape(part)[place], FIXED) if found is None else found.units)
-        b.layouts[node.name] = Layout(place, np.concatenate(units))
-        return call(node, b)
-    return _cat_elsewhere(b, node, layouts)
-
-
-def _cat_elsewhere(b: Builder, node: fx.Node, layouts: Sequence[Layout | None]) -> Run:
-    known = [found for found in layouts if found is not None]
-    for found in known[1:]:
-        if found.dim != known[0].dim:
+    if isinstance(parts, fx.Node):
+        # The pieces of a split, joined again.
+        shapes, layouts = b.shapes.of[parts.name], b.layouts.get(parts.name, [None] * len(b.shapes.of[parts.name]))
+    else:
+        shapes, layouts = [b.shape(p) for p in parts], [b.layout(p) for p in parts]
+    dims = {found.dim for found in layouts if found is not None}
+    if len(dims) > 1:
+        for found in layouts:
             b.refuse(node, found, "joins values whose channels lie along different dimensions")
-        else:
-            b.units.tie(known[0].units, found.units)
-    if known:
-        if len(known) < len(layouts):
-            b.units.fix(known[0].units)
-        b.layouts[node.name] = known[0]
+    elif dims == {place}:
+        units = [
+            np.full(shape[place], FIXED) if found is None else found.units
+            for shape, found in zip(shapes, layouts, strict=True)
+        ]
+        b.layouts[node.name] = Layout(place, np.concatenate(units))
+    elif dims:
+        _tie_parts(b, node, layouts)
     return call(node, b)
+
+
+def _tie_parts(b: Builder, node: fx.Node, layouts: Sequence[Layout | None]) -> None:
+    """Join along another dimension than the channels: they must be the same in all parts."""
+    first, *others = (found for found in layouts if found is not None)
+    for other in others:
+        b.units.tie(first.units, other.units)
+    if len(others) + 1 < len(layouts):
+        b.units.fix(first.units)
+    b.layouts[node.name] = first
 
 
 def reduce(b: Builder, node: fx.Node) -> Run:
@@ -164,17 +189,25 @@ def opaque(b: Builder, node: fx.Node) -> Run:
         found = b.layouts.get(value.name)
         for layout in found if isinstance(found, list) else [found]:
             b.refuse(node, layout, "cannot be cut along channels")
-    if b.macs.get(node.name):
-        b.term(node.name, "other", b.macs[node.name], None, None)
+    b.refuse_cut_inputs(node)
+    if tensors(b, node):
+        # Its MACs are filled in once all such nodes are known.
+        b.terms.append(Term(node.name, "other", 0.0, None, None))
     if node.op != "call_module":
         return call(node, b)
     prefix = f"{node.target}."
     module = b.root.get_submodule(str(node.target))
     names = {name: b.parameter(prefix + name) for name, _ in module.named_parameters()}
+    constants = {name: prefix + name for name, _ in module.named_buffers()}
+    b.constants.update({prefix + name: buffer for name, buffer in module.named_buffers()})
+    for name in names.values():
+        b.refuse_cut(node, name)
     args, kwargs = node.args, node.kwargs
 
     def run(frame: Frame) -> Any:
+        module.train(frame.training)
         state = {own: frame.leaves[name] for own, name in names.items()}
+        state |= {own: frame.constants[name] for own, name in constants.items()}
         return torch.func.functional_call(module, state, frame.fill(args), frame.fill(kwargs))
 
     return run

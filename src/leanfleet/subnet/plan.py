@@ -42,6 +42,7 @@ class SubnetPlan:
         self._cuts: dict[str, Cut] = builder.cuts()
         self._steps, self._output, self._inputs = steps, output, inputs
         self._buffers = dict(builder.root.named_buffers())
+        self._shapes = {name: p.shape for name, p in builder.root.named_parameters()}
         self.aliases = builder.aliases
         """Every parameter name to the name under which a shared parameter is held."""
         self.terms: tuple[Term, ...] = tuple(builder.terms)
@@ -136,6 +137,10 @@ class SubnetPlan:
         with torch.no_grad():
             for name, leaf in leaves.items():
                 scatter_(tensors[name], leaf.detach(), self._cuts.get(name), kept)
+
+    def positions(self, kept: Kept) -> dict[str, tuple[Tensor | None, ...]]:
+        """Return where the kept part of every parameter lies, as `averaging.HolderSum.add` takes it."""
+        return {name: positions(self._cuts.get(name), kept, shape) for name, shape in self._shapes.items()}
 
     def run(
         self,

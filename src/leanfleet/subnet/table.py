@@ -9,87 +9,73 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from leanfleet.subnet.layers import Functional, conv, linear
+from leanfleet.subnet.builder import Builder, Run
+from leanfleet.subnet.layers import FUNCTIONAL, MODULES, functional, get_parameter
 from leanfleet.subnet.ops import (
-    DROPOUT,
-    Handler,
-    call,
-    cat,
-    dropout,
-    elementwise,
-    opaque,
-    pad,
-    reduce,
-    spatial,
-    tensors,
+    DROPOUT, Handler, call, cat, dropout, elementwise, opaque, over_channels, pad, reduce, spatial, tensors,
 )  # fmt: skip
-from leanfleet.subnet.trace import Builder, Run, describe
 from leanfleet.subnet.views import (
-    channel_shuffle,
-    expand,
-    getitem,
-    passing,
-    reshape,
-    size,
-    split,
-    transpose,
+    channel_shuffle, expand, getitem, passing, reshape, size, split, transpose,
 )  # fmt: skip
+
+
+def handle(b: Builder, node: fx.Node) -> Run:
+    """Find the layouts of a node's result, and how it runs narrow."""
+    if node.op == "get_attr":
+        return get_parameter(b, node, _attribute(b.root, str(node.target)))
+    if node.op == "call_module":
+        run = _handle_module(b, node, b.root.get_submodule(str(node.target)))
+        layout = b.layout(node)
+        if node.target in b.exempt_modules and layout is not None:
+            b.units.fix(layout.units)
+        return run
+    handler = FUNCTIONS.get(node.target, opaque)
+    return _handle_plain(b, node, handler)
+
+
+def _attribute(root: nn.Module, path: str) -> Any:
+    value: Any = root
+    for part in path.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _handle_module(b: Builder, node: fx.Node, module: nn.Module) -> Run:
+    own = [f"{node.target}.{name}" for name, _ in module.named_parameters(recurse=False)]
+    # A hook may do anything, and makes the weight of the older torch.nn.utils.weight_norm.
+    hooked = module._forward_hooks or module._forward_pre_hooks
+    whole_weight = getattr(module, "weight", None) is None or f"{node.target}.weight" in own
+    if type(module) in MODULES and whole_weight and not hooked and not _in_pieces(b, node):
+        return MODULES[type(module)](b, node, module)
+    return _handle_plain(b, node, opaque if hooked else PLAIN_MODULES.get(type(module), opaque))
+
+
+def _handle_plain(b: Builder, node: fx.Node, handler: Handler) -> Run:
+    if handler not in (reshape, transpose, passing, getitem, cat) and _in_pieces(b, node):
+        handler = opaque
+    if handler not in (reshape, expand, getitem, split, arithmetic, size):
+        b.refuse_sizes(node, (node.args, node.kwargs))
+    if handler is not functional:
+        b.refuse_cut_inputs(node)
+    return handler(b, node)
+
+
+def _in_pieces(b: Builder, node: fx.Node) -> bool:
+    """Whether an input is in pieces: blocks of channels, or the parts of a split."""
+    return any(
+        n.name in b.shuffles or isinstance(b.layouts.get(n.name), list) for n in node.all_input_nodes
+    )
 
 
 def arithmetic(b: Builder, node: fx.Node) -> Run:
     """Arithmetic: on tensors elementwise, on sizes watched further."""
     if tensors(b, node):
+        b.refuse_sizes(node, (node.args, node.kwargs))
         return elementwise(b, node)
     for argument in node.all_input_nodes:
         if argument.name in b.sizes_of:
             b.sizes_of[node.name] = b.sizes_of[argument.name]
     return call(node, b)
-
-
-def functional_conv(b: Builder, node: fx.Node) -> Run:
-    """F.conv1d/2d/3d with a parameter of the network as weight."""
-    order = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-    bound: dict[str, Any] = dict(zip(order, node.args, strict=False)) | dict(node.kwargs)
-    weight, bias = bound["weight"], bound.get("bias")
-    if not _is_parameter(b, weight) or not (bias is None or _is_parameter(b, bias)):
-        return opaque(b, node)
-    shape = b.shape(weight)
-    groups = bound.get("groups", 1)
-    module = Functional(
-        weight=b.parameter(str(weight.target)), bias=bias and b.parameter(str(bias.target)), transposed=False,
-        groups=groups, kernel_size=shape[2:], out_channels=shape[0], stride=bound.get("stride", 1),
-        padding=bound.get("padding", 0), padding_mode="zeros", dilation=bound.get("dilation", 1),
-    )  # fmt: skip
-    return conv(b, node, module)
-
-
-def functional_linear(b: Builder, node: fx.Node) -> Run:
-    """F.linear with a parameter of the network as weight."""
-    bound: dict[str, Any] = dict(zip(("input", "weight", "bias"), node.args, strict=False)) | dict(
-        node.kwargs
-    )
-    weight, bias = bound["weight"], bound.get("bias")
-    if not _is_parameter(b, weight) or not (bias is None or _is_parameter(b, bias)):
-        return opaque(b, node)
-    names = Functional(
-        weight=b.parameter(str(weight.target)), bias=bias and b.parameter(str(bias.target)),
-        out_features=b.shape(weight)[0],
-    )  # fmt: skip
-    return linear(b, node, names)
-
-
-def _is_parameter(b: Builder, value: Any) -> bool:
-    return isinstance(value, fx.Node) and value.op == "get_attr" and str(value.target) in b.aliases
-
-
-def check_sizes(b: Builder, node: fx.Node, handler: Handler) -> None:
-    """Refuse arithmetic with a channel count anywhere but in a view, where it is rewritten."""
-    if handler in (reshape, expand, getitem, arithmetic, size):
-        return
-    for argument in node.all_input_nodes:
-        if argument.name in b.sizes_of:
-            what = f"computes with a channel count ({describe(argument)})"
-            b.refuse(node, b.sizes_of[argument.name], what)
 
 
 _ARITHMETIC = (
@@ -125,10 +111,10 @@ FUNCTIONS: dict[Any, Handler] = {
     **dict.fromkeys((torch.mean, torch.sum, torch.amax, torch.amin, "mean", "sum", "amax", "amin"), reduce),
     **dict.fromkeys(("expand", "expand_as"), expand),
     **dict.fromkeys(("size", "dim", getattr), size),
-    **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), functional_conv),
+    **dict.fromkeys((F.softmax, F.log_softmax, torch.softmax, torch.log_softmax, "softmax", "log_softmax"), over_channels),
+    **dict.fromkeys(FUNCTIONAL, functional),
     operator.getitem: getitem,
     F.pad: pad,
-    F.linear: functional_linear,
     F.channel_shuffle: channel_shuffle,
     torch.channel_shuffle: channel_shuffle,
 }
@@ -151,4 +137,5 @@ PLAIN_MODULES: dict[type[nn.Module], Handler] = {
     nn.Identity: passing,
     **dict.fromkeys((nn.Flatten, nn.Unflatten), reshape),
     nn.ChannelShuffle: channel_shuffle,
+    **dict.fromkeys((nn.Softmax, nn.LogSoftmax), over_channels),
 }  # fmt: skip

@@ -7,7 +7,7 @@ flatten repeats them, a residual add ties them. At the end the tied units form t
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
@@ -70,15 +70,18 @@ class Units:
 
     writers: list[str] = field(default_factory=list)
     writer_of: list[int] = field(default_factory=list)
+    _bare: set[int] = field(default_factory=set)
     _ties: list[tuple[int, int]] = field(default_factory=list)
     _fixed: set[int] = field(default_factory=set)
     _tags: dict[int, set[Hashable]] = field(default_factory=lambda: defaultdict(set))
     _cells: list[tuple[str, Ids, int]] = field(default_factory=list)
     _demands: list[tuple[str, Ids]] = field(default_factory=list)
 
-    def new(self, count: int, writer: str) -> Ids:
-        """Return `count` new units written by the layer or parameter `writer`."""
+    def new(self, count: int, writer: str, *, bare: bool = False) -> Ids:
+        """Return `count` new units written by `writer`: a layer, or a bare parameter."""
         start = len(self.writer_of)
+        if bare:
+            self._bare.add(len(self.writers))
         self.writers.append(writer)
         self.writer_of.extend([len(self.writers) - 1] * count)
         return np.arange(start, start + count)
@@ -116,22 +119,18 @@ class Units:
         Raises:
             TraceError: A node cannot be cut; the message names it and the layers to exempt.
         """
-        class_of, fixed = self._classes()
+        class_of = self._classes()
+        members, fixed = self._members(class_of)
         self._check_demands(class_of, fixed)
-        members: dict[Hashable, list[int]] = defaultdict(list)
-        signature = self._signatures(class_of)
-        for root in dict.fromkeys(class_of.tolist()):
-            if root not in fixed:
-                members[signature[root]].append(root)
         labels = self._cell_labels(class_of, fixed)
         groups, offsets, slot_of_class = [], [], {}
-        names: dict[str, int] = defaultdict(int)
+        names: Counter[str] = Counter()
         total = 0
-        for roots in members.values():
-            name = self.writers[self.writer_of[roots[0]]]
-            names[name] += 1
-            full_name = name if names[name] == 1 else f"{name}#{names[name]}"
-            groups.append(self._group(full_name, roots, class_of, labels))
+        for roots in members:
+            layers = self._layers(np.flatnonzero(np.isin(class_of, roots)))
+            names[layers[0]] += 1
+            name = layers[0] if names[layers[0]] == 1 else f"{layers[0]}#{names[layers[0]]}"
+            groups.append(self._group(name, roots, layers, labels))
             offsets.append(total)
             slot_of_class.update({root: total + i for i, root in enumerate(roots)})
             total += len(roots)
@@ -140,7 +139,7 @@ class Units:
         self._check_cells(resolved)
         return resolved
 
-    def _classes(self) -> tuple[Ids, set[int]]:
+    def _classes(self) -> Ids:
         # The smallest unit stands for its class, so that groups come out in the order of the network.
         sets = UnionFind(range(len(self.writer_of)))
         for one, other in self._ties:
@@ -148,21 +147,35 @@ class Units:
         class_of = np.zeros(len(self.writer_of), dtype=np.int64)
         for members in sets.to_sets():
             class_of[list(members)] = min(members)
-        return class_of, {int(class_of[unit]) for unit in self._fixed}
+        return class_of
+
+    def _members(self, class_of: Ids) -> tuple[list[list[int]], set[int]]:
+        """Return the classes of every group, and the classes that are never dropped."""
+        written: dict[int, Counter[Hashable]] = defaultdict(Counter)
+        for unit, root in enumerate(class_of.tolist()):
+            written[root].update([self.writer_of[unit], *self._tags.get(unit, ())])
+        fixed = {int(class_of[unit]) for unit in self._fixed}
+        # Dropping what only a bare parameter writes would save nothing.
+        fixed |= {root for root, by in written.items() if all(w in self._bare for w in by if isinstance(w, int))}
+        members: dict[Hashable, list[int]] = defaultdict(list)
+        for root, by in written.items():
+            if root not in fixed:
+                # How often each writer counts too: every channel of a group then takes as many positions.
+                members[frozenset(by.items())].append(root)
+        alone = {roots[0] for roots in members.values() if len(roots) == 1}
+        return [roots for roots in members.values() if len(roots) > 1], fixed | alone
+
+    def _layers(self, units: Ids) -> tuple[str, ...]:
+        """Return what writes these units, layers before bare parameters."""
+        writers = dict.fromkeys(self.writer_of[u] for u in units[units != FIXED].tolist())
+        return tuple(dict.fromkeys(self.writers[w] for w in sorted(writers, key=lambda w: w in self._bare)))
 
     def _check_demands(self, class_of: Ids, fixed: set[int]) -> None:
         for complaint, units in self._demands:
             droppable = [u for u in units[units != FIXED].tolist() if int(class_of[u]) not in fixed]
             if droppable:
-                layers = list(dict.fromkeys(self.writers[self.writer_of[u]] for u in droppable))
+                layers = list(self._layers(np.array(droppable)))
                 raise TraceError(f"{complaint}; exempt the layers that write its channels: keep={layers}")
-
-    def _signatures(self, class_of: Ids) -> dict[int, Hashable]:
-        seen: dict[int, set[Hashable]] = defaultdict(set)
-        for unit, root in enumerate(class_of.tolist()):
-            seen[root].add(self.writer_of[unit])
-            seen[root] |= self._tags.get(unit, set())
-        return {root: frozenset(parts) for root, parts in seen.items()}
 
     def _cell_labels(self, class_of: Ids, fixed: set[int]) -> dict[int, set[tuple[int, int]]]:
         labels: dict[int, set[tuple[int, int]]] = defaultdict(set)
@@ -174,17 +187,11 @@ class Units:
         return labels
 
     def _group(
-        self, name: str, roots: list[int], class_of: Ids, labels: dict[int, set[tuple[int, int]]]
+        self, name: str, roots: list[int], layers: tuple[str, ...], labels: dict[int, set[tuple[int, int]]]
     ) -> ChannelGroup:
         cells: dict[Hashable, int] = {}
         cell_of = tuple(cells.setdefault(frozenset(labels.get(r, ())), len(cells)) for r in roots)
-        sizes = {cell_of.count(cell) for cell in cells.values()}
-        layers = tuple(
-            dict.fromkeys(
-                self.writers[self.writer_of[u]] for u in np.flatnonzero(np.isin(class_of, roots)).tolist()
-            )
-        )
-        if len(sizes) > 1:
+        if len({cell_of.count(cell) for cell in cells.values()}) > 1:
             node = self._cells[min(i for r in roots for i, _ in labels.get(r, ()))][0]
             raise TraceError(
                 f"node '{node}' needs equal counts in blocks that the channels of {list(layers)} do not fill "
@@ -201,9 +208,7 @@ class Units:
                 for row in slots
             ]
             if any((row != counts[0]).any() for row in counts):
-                layers = list(
-                    dict.fromkeys(self.writers[self.writer_of[u]] for u in units[units != FIXED].tolist())
-                )
                 raise TraceError(
-                    f"node '{node}' has groups of channels that mix layers unevenly; exempt them: keep={layers}"
+                    f"node '{node}' has groups of channels that mix layers unevenly; exempt them: "
+                    f"keep={list(self._layers(units))}"
                 )

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx
 
+from leanfleet.subnet.builder import Builder, Frame, Run, Shuffle
 from leanfleet.subnet.ops import call, elementwise, tensors
 from leanfleet.subnet.reshape import follow
-from leanfleet.subnet.trace import Builder, Frame, Run
-from leanfleet.subnet.units import Ids, Layout
+from leanfleet.subnet.units import Layout
 
 
 def split(b: Builder, node: fx.Node) -> Run:
@@ -19,8 +20,9 @@ def split(b: Builder, node: fx.Node) -> Run:
     value = tensors(b, node)[0]
     layout = b.layout(value)
     dim: Any = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
-    shapes = b.shapes[node.name]
+    shapes = b.shapes.of[node.name]
     if layout is None or dim % len(b.shape(value)) != layout.dim:
+        b.refuse_sizes(node, (node.args[1:], node.kwargs))
         b.layouts[node.name] = [layout] * len(shapes)
         return call(node, b)
     place = layout.dim
@@ -42,40 +44,46 @@ def getitem(b: Builder, node: fx.Node) -> Run:
     value, index = node.args
     assert isinstance(value, fx.Node)
     if value.name in b.sizes_of:
-        if isinstance(index, int) and index % len(b.shapes[value.name]) != b.sizes_of[value.name].dim:
-            return call(node, b)
-        b.sizes_of[node.name] = b.sizes_of[value.name]
-        return call(node, b)
+        return _size_item(b, node, value, index)
     found = b.layouts.get(value.name)
     if isinstance(found, list):
-        b.layouts[node.name] = found[index] if isinstance(index, int) else None
+        b.layouts[node.name] = found[index]  # type: ignore[index]
         return call(node, b)
     layout = b.layout(value)
     if layout is None:
+        b.refuse_sizes(node, index)
         return call(node, b)
     return _slice(b, node, value, layout, index if isinstance(index, tuple) else (index,))
 
 
+def _size_item(b: Builder, node: fx.Node, value: fx.Node, index: Any) -> Run:
+    layout = b.sizes_of[value.name]
+    # What is computed from a shape is watched as a whole.
+    direct = value.target in ("size", getattr)
+    if not direct or layout.dim in np.atleast_1d(np.arange(len(b.shapes.of[value.name]))[index]):
+        b.sizes_of[node.name] = layout
+    return call(node, b)
+
+
 def _slice(b: Builder, node: fx.Node, value: fx.Node, layout: Layout, index: tuple[Any, ...]) -> Run:
-    plain = all(isinstance(part, slice | int) for part in index)
-    own = index[layout.dim] if plain and len(index) > layout.dim else slice(None)
-    bounds = (own.start, own.stop, own.step) if isinstance(own, slice) else (0, 0, None)
-    if (
-        not plain
-        or not isinstance(own, slice)
-        or own.step not in (None, 1)
-        or any(isinstance(v, fx.Node) for v in bounds)
-    ):
+    if Ellipsis in index:
+        at = index.index(Ellipsis)
+        missing = len(b.shape(value)) - len(index) + 1
+        index = (*index[:at], *[slice(None)] * missing, *index[at + 1 :])
+    index += (slice(None),) * (layout.dim + 1 - len(index))
+    own = index[layout.dim]
+    if not all(isinstance(part, slice | int) for part in index) or not isinstance(own, slice):
         b.refuse(node, layout, "picks channels by index")
         return call(node, b)
-    dim = layout.dim - sum(isinstance(part, int) for part in index[: layout.dim])
-    whole = len(layout.units)
-    start, stop, _ = own.indices(whole)
-    if (start, stop) == (0, whole):
-        b.layouts[node.name] = Layout(dim, layout.units)
+    b.refuse_sizes(node, [part for d, part in enumerate(index) if d != layout.dim])
+    start, stop, step = slice(*map(b.known, (own.start, own.stop, own.step))).indices(len(layout.units))
+    if step != 1:
+        b.refuse(node, layout, "picks channels in steps")
         return call(node, b)
-    before, piece, after = layout.units[:start], layout.units[start:stop], layout.units[stop:]
-    b.units.cut([before, piece, after], node.name)
+    before, piece, after = np.split(layout.units, [start, max(start, stop)])
+    if len(before) or len(after):
+        b.units.cut([before, piece, after], node.name)
+    dim = layout.dim - sum(isinstance(part, int) for part in index[: layout.dim])
     b.layouts[node.name] = Layout(dim, piece)
     first, count = b.number(before), b.number(piece)
 
@@ -87,18 +95,21 @@ def _slice(b: Builder, node: fx.Node, value: fx.Node, layout: Layout, index: tup
     return run
 
 
+_HARMLESS = ("device", "dtype", "ndim", "is_cuda", "requires_grad")
+
+
 def size(b: Builder, node: fx.Node) -> Run:
     """size, shape, dim: numbers; those that count channels are watched."""
     value = node.args[0]
     assert isinstance(value, fx.Node)
     layout = b.layout(value)
-    attribute = node.args[1] if len(node.args) > 1 else None
-    if layout is not None and node.target is getattr and attribute != "shape":
+    attribute = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    if layout is None or node.target == "dim" or attribute in _HARMLESS:
+        return call(node, b)
+    if node.target is getattr and attribute != "shape":
         b.refuse(node, layout, f"reads the attribute {attribute}")
-    elif layout is not None and node.target != "dim":
-        one = attribute if isinstance(attribute, int) else None
-        if one is None or one % len(b.shape(value)) == layout.dim:
-            b.sizes_of[node.name] = layout
+    elif not isinstance(attribute, int) or attribute % len(b.shape(value)) == layout.dim:
+        b.sizes_of[node.name] = layout
     return call(node, b)
 
 
@@ -107,55 +118,62 @@ def reshape(b: Builder, node: fx.Node) -> Run:
     value = tensors(b, node)[0]
     layout = b.layout(value)
     if layout is None:
+        b.refuse_sizes(node, (node.args[1:], node.kwargs))
         return call(node, b)
+    if value.name in b.shuffles:
+        return _end_shuffle(b, node, value, b.shuffles[value.name])
     before, after = b.shape(value), b.shape(node)
-    shuffle = b.shuffles.get(value.name)
-    if shuffle is not None:
-        return _end_shuffle(b, node, value, *shuffle)
-    found = follow(before, after, layout.dim) if before[0] == after[0] else None
-    if found is None:
-        b.refuse(
-            node, layout, f"turns {before[1:]} into {after[1:]}, which mixes channels with other dimensions"
-        )
+    found = follow(before, after, layout.dim)
+    free = [d for d, more in enumerate(b.shapes.per_sample[node.name]) if more]
+    if found is None or len(free) > 1:
+        what = f"turns {before[1:]} into {after[1:]}, which mixes channels with other dimensions"
+        b.refuse(node, layout, what)
         return call(node, b)
     if found.split > 1:
-        b.shuffles[node.name] = (layout, found.split)
-        b.layouts[node.name] = layout
-        # Until the matching reshape the value keeps its old form.
-        return lambda frame: frame.values[value.name]
+        return _begin_shuffle(b, node, value, Shuffle(layout, found.split, before))
     units = np.repeat(layout.units, found.repeat)
     b.layouts[node.name] = Layout(found.dim, units)
-    shape = [-1, *after[1:]]
+    shape = [-1 if d in free else n for d, n in enumerate(after)]
     number = b.number(units)
 
     def run(frame: Frame) -> Tensor:
-        shape[found.dim] = frame.kept.count(number)
-        out: Tensor = frame.values[value.name].reshape(shape)
+        narrow = [frame.kept.count(number) if d == found.dim else n for d, n in enumerate(shape)]
+        out: Tensor = frame.values[value.name].reshape(narrow)
         return out
 
     return run
 
 
-def _end_shuffle(b: Builder, node: fx.Node, value: fx.Node, layout: Layout, blocks: int) -> Run:
+def _begin_shuffle(b: Builder, node: fx.Node, value: fx.Node, shuffle: Shuffle) -> Run:
+    b.shuffles[node.name] = shuffle
+    b.layouts[node.name] = shuffle.layout
+    number, written = b.number(shuffle.layout.units), call(node, b)
+    # A narrow value cannot be split: it keeps its old form until the matching reshape.
+    return lambda frame: written(frame) if frame.kept.ids(number) is None else frame.values[value.name]
+
+
+def _end_shuffle(b: Builder, node: fx.Node, value: fx.Node, shuffle: Shuffle) -> Run:
     """Channel shuffle: ids are permuted; the packed value is brought into the order of the new ids."""
-    if b.shape(node)[layout.dim] != len(layout.units) or value.name not in b.transposed:
+    layout = shuffle.layout
+    if not shuffle.transposed or b.shape(node) != shuffle.shape:
         b.refuse(node, layout, "splits its channels into blocks")
         return call(node, b)
+    return _permuted(b, node, value, layout, shuffle.blocks)
+
+
+def _permuted(b: Builder, node: fx.Node, value: fx.Node, layout: Layout, blocks: int) -> Run:
     order = np.arange(len(layout.units)).reshape(blocks, -1).T.reshape(-1)
-    return _permuted(b, node, value, layout, order)
-
-
-def _permuted(b: Builder, node: fx.Node, value: fx.Node, layout: Layout, order: Ids) -> Run:
     b.layouts[node.name] = Layout(layout.dim, layout.units[order])
     source, target = b.number(layout.units), b.number(layout.units[order])
     whole_order = torch.from_numpy(order)
+    written = call(node, b)
 
-    def run(frame: Frame) -> Tensor:
-        x: Tensor = frame.values[value.name]
+    def run(frame: Frame) -> Any:
         ids_in, ids_out = frame.kept.ids(source), frame.kept.ids(target)
-        picks = whole_order
-        if ids_in is not None and ids_out is not None:
-            picks = torch.searchsorted(ids_in, whole_order[ids_out])
+        if ids_in is None or ids_out is None:
+            return written(frame)
+        x: Tensor = frame.values[value.name]
+        picks = torch.searchsorted(ids_in, whole_order[ids_out])
         return x.index_select(layout.dim, picks.to(x.device))
 
     return run
@@ -171,8 +189,7 @@ def channel_shuffle(b: Builder, node: fx.Node) -> Run:
         blocks: Any = b.root.get_submodule(str(node.target)).groups
     else:
         blocks = node.args[1] if len(node.args) > 1 else node.kwargs["groups"]
-    order = np.arange(len(layout.units)).reshape(int(blocks), -1).T.reshape(-1)
-    return _permuted(b, node, value, layout, order)
+    return _permuted(b, node, value, layout, blocks)
 
 
 def transpose(b: Builder, node: fx.Node) -> Run:
@@ -190,14 +207,18 @@ def transpose(b: Builder, node: fx.Node) -> Run:
         first, second = (d % ndim for d in rest)
         order[first], order[second] = second, first
     if value.name in b.shuffles:
-        blocks_first = layout.dim
-        if {blocks_first, blocks_first + 1} != {d for d, to in enumerate(order) if d != to}:
-            b.refuse(node, layout, "permutes blocks of channels other than in a channel shuffle")
-        b.shuffles[node.name], b.layouts[node.name] = b.shuffles[value.name], layout
-        b.transposed.add(node.name)
-        return lambda frame: frame.values[value.name]
+        return _turn_shuffle(b, node, value, [d for d, to in enumerate(order) if d != to])
     b.layouts[node.name] = Layout(order.index(layout.dim), layout.units)
     return call(node, b)
+
+
+def _turn_shuffle(b: Builder, node: fx.Node, value: fx.Node, moved: list[int]) -> Run:
+    shuffle = b.shuffles[value.name]
+    dim = shuffle.layout.dim
+    if shuffle.transposed or moved != [dim, dim + 1]:
+        b.refuse(node, shuffle.layout, "permutes blocks of channels other than in a channel shuffle")
+        return call(node, b)
+    return _begin_shuffle(b, node, value, replace(shuffle, transposed=True))
 
 
 def passing(b: Builder, node: fx.Node) -> Run:
@@ -206,8 +227,6 @@ def passing(b: Builder, node: fx.Node) -> Run:
     b.layouts[node.name] = b.layout(value)
     if value.name in b.shuffles:
         b.shuffles[node.name] = b.shuffles[value.name]
-        if value.name in b.transposed:
-            b.transposed.add(node.name)
     return call(node, b)
 
 
@@ -218,8 +237,16 @@ def expand(b: Builder, node: fx.Node) -> Run:
         return elementwise(b, node)
     layout = b.layout(value)
     if layout is None:
+        b.refuse_sizes(node, (node.args[1:], node.kwargs))
         return call(node, b)
-    place = layout.dim + len(b.shape(node)) - len(b.shape(value))
+    written: Any = node.args[1:] or tuple(node.kwargs.values())
+    sizes = written[0] if isinstance(written[0], tuple | list) else written
+    place = layout.dim + len(sizes) - len(b.shape(value))
+    if len(sizes) != len(b.shape(node)) or b.shape(node)[place] != len(layout.units):
+        b.refuse(node, layout, "spreads one channel over several")
+        return call(node, b)
+    b.refuse_sizes(node, [n for d, n in enumerate(sizes) if d != place])
     b.layouts[node.name] = Layout(place, layout.units)
-    shape = [-1 if d in (0, place) else n for d, n in enumerate(b.shape(node))]
-    return lambda frame: frame.values[value.name].expand(shape)
+    return lambda frame: frame.values[value.name].expand(
+        [-1 if d == place else frame.fill(n) for d, n in enumerate(sizes)]
+    )

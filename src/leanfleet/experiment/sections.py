@@ -1,30 +1,16 @@
-"""What an experiment file says: TOML in, checked sections out, and back.
-
-Every error is one line that names the file (or the override), the section and the key. Relative paths in a file are
-taken from the file's folder, those in an override from the current one, and are absolute from then on: a record can
-be resumed from anywhere.
-"""
+"""The sections of an experiment file, checked by pydantic."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import os
-import tomllib
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, Self
+from typing import Annotated, Any, Literal, Self
 
-import tomli_w
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_serializer, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_serializer, model_validator
 
-from leanfleet.errors import ExperimentError, did_you_mean
+from leanfleet.errors import ExperimentError
 from leanfleet.federated import METHODS, Options
 from leanfleet.ledger import Budget
-
-Tables = dict[str, dict[str, Any]]
 
 Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -82,6 +68,13 @@ class DataSection(Section):
     writer: Text | None = None
     augment: Literal["none", "crop-flip"] = "none"
 
+    @property
+    def source_path(self) -> Path | None:
+        """The source, where it is a path and no name."""
+        if self.source.startswith("hf:") or not ("/" in self.source or self.source.endswith(".parquet")):
+            return None
+        return Path(self.source)
+
 
 class NetworkSection(Section):
     """`[network]`.
@@ -132,6 +125,8 @@ class FleetSection(Section):
             raise ValueError(f"per_round = {self.per_round}: more than the {self.devices} devices")
         if self.availability == "trace" and self.trace is None:
             raise ValueError('availability = "trace": needs trace = "FILE.csv" too')
+        if self.availability != "trace" and self.trace is not None:
+            raise ValueError(f'availability = "{self.availability}": does not go with a trace')
         return self
 
 
@@ -186,17 +181,6 @@ class MethodSection:
     options: Options = field(default_factory=lambda: METHODS["distreal"].Options())
 
 
-_SECTIONS: Mapping[str, type[Section]] = {
-    "experiment": GeneralSection,
-    "data": DataSection,
-    "network": NetworkSection,
-    "fleet": FleetSection,
-    "training": TrainingSection,
-    "budget": BudgetSection,
-}
-_NAMES = (*_SECTIONS, "method")
-
-
 @dataclass(frozen=True)
 class Experiment:
     """A whole experiment; each attribute is the section of the same name.
@@ -213,120 +197,11 @@ class Experiment:
     method: MethodSection = field(default_factory=MethodSection)
     budget: Budget = field(default_factory=Budget)
 
+    @property
+    def options(self) -> Options:
+        """The method's own options."""
+        return self.method.options
+
     def __post_init__(self) -> None:
         if self.fleet.devices is None and self.data.partition != "writer":
             raise ExperimentError('[fleet] devices = "writers": only goes with [data] partition = "writer"')
-
-
-def load(path: Path | str, overrides: Sequence[str] = ()) -> Experiment:
-    """Return the experiment of a file.
-
-    Args:
-        path: A TOML file.
-        overrides: `section.key=value`, each with a TOML value; bare words are strings. Naming another method drops
-            the options of the file's: they mean nothing to it.
-
-    Raises:
-        ExperimentError: If the file or an override is wrong; one line says where and what.
-    """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ExperimentError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError:
-        raise ExperimentError(f"{path}: not a text file in UTF-8") from None
-    return loads(text, overrides, where=str(path), folder=path.parent)
-
-
-def loads(
-    text: str, overrides: Sequence[str] = (), *, where: str = "experiment", folder: Path | None = None
-) -> Experiment:
-    """Return the experiment of a text; see `load`.
-
-    Args:
-        text: TOML.
-        overrides: As in `load`.
-        where: What errors call the text.
-        folder: Where its relative paths begin; the current folder if None.
-    """
-    try:
-        tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        end = f"at line {len(text.splitlines())}, the last one"
-        raise ExperimentError(f"{where}: not TOML: {error}".replace("at end of document", end)) from None
-    return _Reader(where, folder or Path.cwd()).read(tables, overrides)
-
-
-def override(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
-    """Return the experiment with some keys changed; `overrides` as in `load`."""
-    return _Reader("experiment", Path.cwd()).read(_tables(experiment), overrides)
-
-
-def dumps(experiment: Experiment) -> str:
-    """Return the experiment as TOML, complete with defaults; keys without a value (None) are left out."""
-    return tomli_w.dumps(_tables(experiment))
-
-
-def _tables(experiment: Experiment) -> Tables:
-    tables: Tables = {name: getattr(experiment, name).model_dump(mode="json") for name in _SECTIONS if name != "budget"}
-    tables["method"] = {"name": experiment.method.name, **experiment.method.options.model_dump(mode="json")}
-    tables["budget"] = dataclasses.asdict(experiment.budget)
-    return {
-        name: {key: value for key, value in table.items() if value is not None} for name, table in tables.items()
-    }
-
-
-class _Reader:
-    """Checks tables section by section, and knows where each key came from."""
-
-    def __init__(self, where: str, folder: Path) -> None:
-        self._where = where
-        self._folder = folder
-        self._overridden: dict[tuple[str, str | None], str] = {}
-
-    def read(self, raw: Mapping[str, Any], overrides: Sequence[str]) -> Experiment:
-        tables = self._check_tables(raw)
-        self._apply(tables, overrides)
-        self._check_names(tables)
-        sections = {name: self._section(name, model, tables.get(name, {})) for name, model in _SECTIONS.items()}
-        budget = Budget(**sections.pop("budget").model_dump())
-        method = self._method(tables.get("method", {}))
-        try:
-            return Experiment(**sections, method=method, budget=budget)  # type: ignore[arg-type]
-        except ExperimentError as error:
-            raise ExperimentError(f"{self._where}: {error}") from None
-
-    def _check_tables(self, raw: Mapping[str, Any]) -> Tables:
-        for name, value in raw.items():
-            if not isinstance(value, dict):
-                raise ExperimentError(f"{self._where}: {name}: stands outside of a section{_home(name)}")
-        return {name: dict(table) for name, table in raw.items()}
-
-    def _check_names(self, tables: Tables) -> None:
-        for name in tables:
-            if name not in _NAMES:
-                place = self._place(name, None)
-                raise ExperimentError(f"{place}: [{name}]: unknown section{did_you_mean(name, _NAMES)}")
-
-    def _apply(self, tables: Tables, overrides: Sequence[str]) -> None:
-        # The method's name first: it decides whether the options in the file still stand.
-        for text in sorted(overrides, key=lambda text: not text.startswith("method.name=")):
-            section, key, value = _parse_override(text)
-            table = tables.setdefault(section, {})
-            if (section, key) == ("method", "name") and value != table.get("name", MethodSection.name):
-                table.clear()
-            table[key] = value
-            self._overridden[section, key] = self._overridden[section, None] = f"--set {text}"
-
-    def _method(self, table: Mapping[str, Any]) -> MethodSection:
-        options = dict(table)
-        name = options.pop("name", MethodSection.name)
-        if name not in METHODS:
-            hint = did_you_mean(str(name), METHODS)
-            place = self._place("method", "name")
-            raise ExperimentError(f"{place}: [method] name = {_shown(name)}: unknown method{hint}")
-        return MethodSection(name, self._section("method", METHODS[name].Options, options))
-
-    def _section[M: BaseModel](self, name: str, model: type[M], table: Mapping[str, Any]) -> M:
-        pass

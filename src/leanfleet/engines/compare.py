@@ -1,0 +1,173 @@
+"""Several experiments one after the other, kept together in one folder: methods times seeds.
+
+```
+runs/NAME/
+  comparison.json     all experiments of the comparison, by the names of their records; written before the first run
+  METHOD-sSEED/ ...   a record each
+```
+
+An interrupted comparison is resumed by its folder alone: what is finished stays, what was begun goes on.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from leanfleet.engines.local import Watch, resume, run
+from leanfleet.errors import ExperimentError, RecordError, StorageError
+from leanfleet.experiment import Experiment, dumps, loads, override
+from leanfleet.runs import Run
+from leanfleet.storage import write_json
+
+FILE = "comparison.json"
+
+
+def variants(
+    experiments: Sequence[Experiment], methods: Sequence[str] = (), seeds: int = 1
+) -> list[Experiment]:
+    """Return every experiment with every method and seed, each under a name of its own.
+
+    Options of a method hold for the method that the experiment names; other methods take their defaults. Names are
+    `METHOD-sSEED`, with the experiment's name in front where there are several.
+
+    Args:
+        experiments: What to vary.
+        methods: Names of methods; each experiment's own if empty.
+        seeds: How many seeds, counted from the experiment's own.
+
+    Raises:
+        ExperimentError: A method is unknown, or two variants would have one name.
+    """
+    found = [
+        _variant(experiment, method, experiment.experiment.seed + shift, prefix=len(experiments) > 1)
+        for experiment in experiments
+        for method in methods or [experiment.method.name]
+        for shift in range(seeds)
+    ]
+    names = [experiment.experiment.name for experiment in found]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ExperimentError(
+            f"two runs would be called {twice}: name each method once, and give each file another [experiment] name"
+        )
+    return found
+
+
+def compare(
+    experiments: Sequence[Experiment],
+    *,
+    root: Path = Path("runs"),
+    name: str = "comparison",
+    workers: int | None = None,
+    device: str = "cpu",
+    watch: Watch = lambda progress: None,
+) -> list[Run]:
+    """Run experiments one after the other and return their records, in the same order.
+
+    Args:
+        experiments: What to run, see `variants`; their names must differ.
+        root: Folder of all records.
+        name: The comparison's folder in `root`; a number is appended if it exists.
+        workers: Worker processes; one a core if None.
+        device: Where torch computes, "cpu" or "cuda".
+        watch: Is told about progress of the present run.
+
+    Raises:
+        UserError: An experiment cannot be run as it is.
+        WorkerError: A worker died; the comparison can be resumed.
+        StorageError: The disk refused; the comparison can be resumed.
+    """
+    folder = begin(experiments, root=root, name=name)
+    return resume_comparison(folder, workers=workers, device=device, watch=watch)
+
+
+def begin(experiments: Sequence[Experiment], *, root: Path, name: str) -> Path:
+    """Write down what is to be compared; return the folder, ready for `resume_comparison`.
+
+    Raises:
+        StorageError: The disk refuses.
+    """
+    folder = _new_folder(root, name)
+    write_json(folder / FILE, {e.experiment.name: dumps(e) for e in experiments})
+    return folder
+
+
+def resume_comparison(
+    folder: Path,
+    *,
+    workers: int | None = None,
+    device: str = "cpu",
+    watch: Watch = lambda progress: None,
+) -> list[Run]:
+    """Go on with a comparison and return its records: finished ones as they are.
+
+    Args:
+        folder: The comparison.
+        workers: For runs that are begun anew; others take as many as before, so that the result is the same.
+        device: Where torch computes.
+        watch: Is told about progress of the present run.
+
+    Raises:
+        RecordError: There is no comparison, or it or a record of it is damaged or in use.
+    """
+    records = []
+    for name, experiment in planned(folder).items():
+        if (folder / name / "experiment.toml").is_file():
+            records.append(resume(folder / name, device=device, watch=watch))
+        else:
+            _clear(folder / name)
+            records.append(run(experiment, root=folder, workers=workers, device=device, watch=watch))
+    return records
+
+
+def is_comparison(folder: Path) -> bool:
+    """Return whether a folder holds a comparison, not a single run."""
+    return (folder / FILE).is_file()
+
+
+def planned(folder: Path) -> Mapping[str, Experiment]:
+    """Return the experiments of a comparison by the names of their records.
+
+    Raises:
+        RecordError: There is none in that folder, or it is damaged.
+    """
+    path = folder / FILE
+    try:
+        texts = json.loads(path.read_text(encoding="utf-8"))
+        return {name: override(loads(text), [f"experiment.name={name}"]) for name, text in texts.items()}
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, AttributeError, TypeError, ExperimentError) as error:
+        raise RecordError(f"{path}: damaged: {error}") from error
+
+
+def _variant(experiment: Experiment, method: str, seed: int, *, prefix: bool) -> Experiment:
+    name = f"{experiment.experiment.name}-{method}-s{seed}" if prefix else f"{method}-s{seed}"
+    # The method first: it decides whether the name below is one that a folder can have.
+    chosen = override(experiment, [f"method.name={method}"])
+    return override(chosen, [f"experiment.name={name}", f"experiment.seed={seed}"])
+
+
+def _clear(folder: Path) -> None:
+    """Remove what is left where a process was killed before it had written a record's first file."""
+    if folder.is_dir():
+        (folder / ".lock").unlink(missing_ok=True)
+        try:
+            folder.rmdir()
+        except OSError as error:
+            raise RecordError(f"{folder}: in the way of a new record: {error.strerror}; move it") from error
+
+
+def _new_folder(root: Path, name: str) -> Path:
+    for folder in itertools.chain([root / name], (root / f"{name}-{n}" for n in itertools.count(2))):
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise StorageError(f"{folder}: cannot be written: {error.strerror}") from error
+        return folder
+    raise AssertionError("numbers do not end")

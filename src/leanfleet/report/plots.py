@@ -1,0 +1,152 @@
+"""Learning curves as PNG files: accuracy against rounds, virtual time and MACs."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from leanfleet.errors import LeanfleetError
+from leanfleet.federated import METHODS
+from leanfleet.report.records import Group
+from leanfleet.storage import write_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Values = npt.NDArray[np.float64]
+
+# Okabe and Ito (2008): told apart with any colour vision; their yellow is too light for a line.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_POINTS = 200
+_FEW = 40
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """What a plot goes along: key of the events, file, label."""
+
+    key: str
+    file: str
+    label: str
+
+
+_AXES = (
+    _Axis("round", "accuracy-rounds.png", "round"),
+    _Axis("seconds_virtual", "accuracy-time.png", "virtual time [s]"),
+    _Axis("macs_total", "accuracy-macs.png", "training MACs of all devices"),
+)
+
+
+@dataclass(frozen=True)
+class Band:
+    """Runs of one experiment, brought to common places.
+
+    Attributes:
+        x: [points] ascending.
+        mean: [points] mean over runs.
+        low: [points] least of any run.
+        high: [points] greatest of any run.
+    """
+
+    x: Values
+    mean: Values
+    low: Values
+    high: Values
+
+
+def draw(groups: Sequence[Group], folder: Path) -> list[Path]:
+    """Draw accuracy against rounds, virtual time and MACs, a line and a colour a group; return the files.
+
+    The line is the mean over seeds, the band reaches from the least to the greatest. Evaluation A, whole network.
+
+    Raises:
+        LeanfleetError: matplotlib is not installed.
+        StorageError: The disk refuses.
+    """
+    return [_draw(groups, axis, folder / axis.file) for axis in _AXES]
+
+
+def band(curves: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Band:
+    """Return the mean and the reach of curves, over the stretch of x that all of them have.
+
+    Args:
+        curves: (x, y) of each run, x ascending; those without a point are left out.
+    """
+    arrays = [(np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)) for x, y in curves if len(x)]
+    if not arrays:
+        empty = np.empty(0)
+        return Band(empty, empty, empty, empty)
+    start, end = max(x[0] for x, _ in arrays), min(x[-1] for x, _ in arrays)
+    places = np.unique(np.concatenate([x for x, _ in arrays]))
+    places = places[(places >= start) & (places <= end)]
+    if len(places) > _POINTS:
+        places = np.linspace(start, end, _POINTS)
+    values = np.array([np.interp(places, x, y) for x, y in arrays])
+    return Band(places, values.mean(axis=0), values.min(axis=0), values.max(axis=0))
+
+
+def colours(groups: Sequence[Group]) -> list[int]:
+    """Return a different number for each group: the same for a method in every plot, as far as that goes."""
+    preferred = list(METHODS)
+    taken: list[int] = []
+    for group in groups:
+        wish = preferred.index(group.method) if group.method in preferred else len(preferred)
+        free = (n for n in (wish, *range(len(preferred), len(preferred) + len(groups))) if n not in taken)
+        taken.append(next(free))
+    return taken
+
+
+def _draw(groups: Sequence[Group], axis: _Axis, path: Path) -> Path:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise LeanfleetError("plots need matplotlib: pip install 'leanfleet[plots]'") from None
+    figure = Figure(figsize=(7.2, 4.2), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    for group, number in zip(groups, colours(groups), strict=True):
+        _line(axes, group, axis.key, number)
+    _dress(axes, axis)
+    if len(groups) > 1:
+        figure.legend(loc="outside lower center", ncols=min(len(groups), 4), frameon=False)
+    else:
+        axes.set_title(groups[0].label, loc="left", fontsize="medium")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    write_bytes(path, buffer.getvalue())
+    return path
+
+
+def _line(axes: Axes, group: Group, key: str, number: int) -> None:
+    found = band([record.curve(key) for record in group.records])
+    colour = _COLOURS[number % len(_COLOURS)]
+    label = group.label if len(group.records) == 1 else f"{group.label} ({len(group.records)} seeds)"
+    # Markers only where the evaluations can be told apart; a single one would be invisible without.
+    marker = _MARKERS[number % len(_MARKERS)] if len(found.x) <= _FEW else ""
+    full = group.method in METHODS and METHODS[group.method].resources == "full"
+    style: dict[str, Any] = {"linestyle": "--" if full else "-", "marker": marker, "markersize": 4}
+    axes.plot(found.x, 100 * found.mean, color=colour, label=label, linewidth=1.8, **style)
+    if len(group.records) > 1:
+        axes.fill_between(found.x, 100 * found.low, 100 * found.high, color=colour, alpha=0.18, linewidth=0)
+
+
+def _dress(axes: Axes, axis: _Axis) -> None:
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    axes.set_xlabel(axis.label)
+    axes.set_ylabel("accuracy, whole network [%]")
+    axes.grid(alpha=0.3, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    if axis.key == "round":
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if axis.key == "macs_total":
+        axes.xaxis.set_major_formatter(EngFormatter())
+    # Nothing to see below 0 or above 100, but a margin keeps markers whole.
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, -2), min(high, 102))

@@ -1,0 +1,178 @@
+"""Tables of what runs came to: mean and deviation over seeds, as plain values and as text."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from leanfleet.federated import METHODS
+from leanfleet.report.records import Group, Record
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_COSTS = ("macs_total", "bytes_up", "bytes_down", "seconds_virtual", "stragglers")
+_TOTALS = ("accuracy", "accuracy_recalibrated", "best_accuracy", *_COSTS)
+_PREFIXES = ("", "k", "M", "G", "T", "P", "E")
+
+
+class Spread(TypedDict):
+    """Mean and sample standard deviation over runs; the deviation of one run is None."""
+
+    mean: float
+    std: float | None
+
+
+class Tables(TypedDict):
+    """All numbers of a report, ready for JSON.
+
+    Attributes:
+        seconds_virtual: The fixed times of `accuracy_at`: the quarters of the shortest run, its end last.
+        groups: A row each: label, method, seeds, and a `Spread` or None for each quantity.
+        runs: A row for each run, with its record's folder.
+        notes: What a reader must know beside the numbers.
+    """
+
+    seconds_virtual: list[float]
+    groups: list[dict[str, Any]]
+    runs: list[dict[str, Any]]
+    notes: list[str]
+
+
+def summarise(groups: Sequence[Group]) -> Tables:
+    """Return the numbers of a report.
+
+    Accuracies are fractions of the whole network's hits, MACs training MACs of all devices. Accuracy at a fixed
+    time is the last one known then.
+    """
+    records = [record for group in groups for record in group.records]
+    times = _fixed_times(records)
+    return {
+        "seconds_virtual": times,
+        "groups": [_group_row(group, times) for group in groups],
+        "runs": [_run_row(group, record) for group in groups for record in group.records],
+        "notes": _notes(groups),
+    }
+
+
+def render(tables: Tables) -> list[Table]:
+    """Return the accuracy table and the cost table, for a console."""
+    accuracy = _table("accuracy [%]", "method", *(f"at {seconds(t)}" for t in tables["seconds_virtual"]))
+    accuracy.add_column("final A", justify="right", style="bold")
+    accuracy.add_column("final B", justify="right")
+    cost = _table("cost", "method", "runs", "MACs", "up", "down", "late", "time")
+    for row in tables["groups"]:
+        at = [percent(spread) for spread in row["accuracy_at"]]
+        accuracy.add_row(row["label"], *at, percent(row["accuracy"]), percent(row["accuracy_recalibrated"]))
+        up, down = (quantity(row[key], "B") for key in ("bytes_up", "bytes_down"))
+        late = percent(row["late_share"], " %")
+        cost.add_row(
+            row["label"], str(len(row["seeds"])), quantity(row["macs_total"]), up, down, late, _duration(row)
+        )
+    return [accuracy, cost]
+
+
+def percent(spread: Spread | None, unit: str = "") -> str:
+    """Return a fraction as a percentage, such as `93.1±0.4`; `-` where there is none."""
+    if spread is None:
+        return "-"
+    deviation = "" if spread["std"] is None else f"±{100 * spread['std']:.1f}"
+    return f"{100 * spread['mean']:.1f}{deviation}{unit}"
+
+
+def quantity(spread: Spread | None, unit: str = "") -> str:
+    """Return a number of anything with an SI prefix, such as `1.23 T` or `45.6 MB`; `-` where there is none."""
+    if spread is None:
+        return "-"
+    value, index = spread["mean"], 0
+    while abs(value) >= 999.5 and index < len(_PREFIXES) - 1:
+        value, index = value / 1000, index + 1
+    digits = 0 if index == 0 else 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
+    return f"{value:.{digits}f} {_PREFIXES[index]}{unit}".rstrip()
+
+
+def seconds(value: float) -> str:
+    """Return virtual seconds, such as `12.5 s`."""
+    return f"{value:.4g} s" if value < 10_000 else f"{value:,.0f} s"
+
+
+def _fixed_times(records: Sequence[Record]) -> list[float]:
+    ends = [float(r.totals["seconds_virtual"]) for r in records if r.totals]
+    shortest = min(ends, default=0.0)
+    return [shortest * quarter / 4 for quarter in (1, 2, 3, 4)] if shortest > 0 else []
+
+
+def _group_row(group: Group, times: Sequence[float]) -> dict[str, Any]:
+    records = group.records
+    return {
+        "label": group.label,
+        "method": group.method,
+        "seeds": [record.seed for record in records],
+        "accuracy_at": [_spread([r.accuracy_at(t) for r in records]) for t in times],
+        **{key: _spread([_total(r, key) for r in records]) for key in _TOTALS},
+        "late_share": _spread([record.late_share for record in records]),
+    }
+
+
+def _run_row(group: Group, record: Record) -> dict[str, Any]:
+    return {
+        "record": str(record.folder),
+        "label": group.label,
+        "method": record.method,
+        "seed": record.seed,
+        "finished": record.finished,
+        "rounds": record.totals.get("rounds", record.totals.get("round", 0)),
+        **{key: _total(record, key) for key in _TOTALS},
+        "late_share": record.late_share,
+    }
+
+
+def _total(record: Record, key: str) -> float | None:
+    value = record.totals.get(key)
+    if value is None and key in ("accuracy", "best_accuracy"):
+        # A run that is not finished, whose last round had no evaluation.
+        accuracies = record.curve("round")[1]
+        pick = {"accuracy": lambda: accuracies[-1], "best_accuracy": lambda: max(accuracies)}
+        value = pick[key]() if accuracies else None
+    return value
+
+
+def _spread(values: Sequence[float | None]) -> Spread | None:
+    """Return mean and deviation; None unless every run has a value: a mean over some of them would mislead."""
+    present = [float(value) for value in values if value is not None]
+    if len(present) < len(values):
+        return None
+    return {
+        "mean": statistics.fmean(present),
+        "std": statistics.stdev(present) if len(present) > 1 else None,
+    }
+
+
+def _notes(groups: Sequence[Group]) -> list[str]:
+    notes = []
+    unfinished = [r.name for group in groups for r in group.records if not r.finished]
+    if unfinished:
+        notes.append(f"not finished yet: {', '.join(unfinished)}")
+    bounds = [g.label for g in groups if g.method in METHODS and METHODS[g.method].resources == "full"]
+    if bounds and len(groups) > len(bounds):
+        notes.append(
+            f"{', '.join(bounds)}: every device is given the means to train the whole network in time; "
+            "a bound, not a competitor"
+        )
+    return notes
+
+
+def _duration(row: dict[str, Any]) -> str:
+    return "-" if row["seconds_virtual"] is None else seconds(row["seconds_virtual"]["mean"])
+
+
+def _table(title: str, first: str, *others: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(first, overflow="fold")
+    for name in others:
+        table.add_column(name, justify="right")
+    return table

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from fleet_of_batches import batches, method, net, play, rate, take_part
+from torch import nn
+
+from leanfleet.errors import LutError
+from leanfleet.federated import Optimiser
+from leanfleet.fleet import Pacer, VirtualClock
+from leanfleet.ledger import PHI
+from leanfleet.randomness import torch_generator
+from leanfleet.subnet import SubnetPlan
+from leanfleet.subnet.lut import Lut
+from leanfleet.wire import Message
+
+
+def plain_fedavg(rounds, devices, optimiser):
+    """FedAvg as its paper has it: plain modules, torch.optim, one float64 mean over samples."""
+    server = net()
+    for _ in range(rounds):
+        total, weight = {n: torch.zeros_like(p, dtype=torch.float64) for n, p in server.named_parameters()}, 0
+        for device in range(devices):
+            local = net()
+            local.load_state_dict(server.state_dict())
+            local.train()
+            sgd = torch.optim.SGD(
+                local.parameters(), optimiser.lr, optimiser.momentum, weight_decay=optimiser.weight_decay
+            )
+            for x, y in batches(device):
+                sgd.zero_grad()
+                F.cross_entropy(local(x), y).backward()
+                sgd.step()
+            samples = sum(len(y) for _, y in batches(device))
+            for (n, p), q in zip(local.named_parameters(), server.parameters(), strict=True):
+                total[n] += samples * (p - q).detach().double()
+            weight += samples
+        with torch.no_grad():
+            for n, p in server.named_parameters():
+                p += (total[n] / weight).float()
+    return dict(server.named_parameters())
+
+
+@pytest.mark.parametrize("name", ["distreal", "fedavg"])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_at_full_resources_it_is_fedavg(name, momentum):
+    optimiser = Optimiser(0.1, momentum, 1e-3)
+    m, params = method(name, optimiser)
+    for round in range(3):
+        params = play(m, params, round, (1.0,) * 4)
+    plain = plain_fedavg(3, 4, optimiser)
+    assert max(float((params[n] - plain[n].detach()).abs().max()) for n in params) <= 1e-6
+
+
+@pytest.fixture
+def two_rows(tmp_path):
+    """A table whose rows keep grid counts, so that nothing is rounded at random."""
+    m, _ = method("distreal")
+    path = tmp_path / "two.lut"
+    Lut.of(m.plan, [m.plan.uniform(0.0), m.plan.uniform(0.5)], "by hand").save(path)
+    return path
+
+
+def test_equal_resources_weigh_by_samples(two_rows):
+    m, params = method("distreal", lut=two_rows)
+    weights = [take_part(m, params, device, share=0.5)[1].scalars["weight"] for device in range(3)]
+    assert len(set(weights)) == 1
+
+
+def test_the_weight_is_the_macs_of_the_chosen_vectors_over_samples(two_rows):
+    m, params = method("distreal", lut=two_rows)
+    _, update, pacer, _ = take_part(m, params, 0, share=0.7)
+    assert update.scalars["weight"] == pytest.approx(pacer.macs / PHI)
+    by_batch, params = method("distreal", weight="batches")
+    _, update, _, _ = take_part(by_batch, params, 0, share=1.0)
+    assert update.scalars["weight"] == pytest.approx(3 * m.lut.rows[-1].macs)
+
+
+def test_more_means_never_buy_a_cheaper_vector():
+    m, params = method("distreal")
+    spent = [take_part(m, params, 0, share=share)[2].macs for share in (0.3, 0.5, 0.7, 0.9, 1.0)]
+    assert spent == sorted(spent)
+
+
+class Halving:
+    """A device whose means halve in the middle of the round."""
+
+    def __init__(self, rate):
+        self._rate = rate
+
+    def rate(self, t):
+        return self._rate if t < 0.5 else self._rate / 3
+
+    def next_change(self, t):
+        return 0.5 if t < 0.5 else float("inf")
+
+
+def test_it_reacts_in_the_middle_of_a_round():
+    m, params = method("distreal")
+    work = batches(0, sizes=(8,) * 12)
+    chosen = []
+    draw = m.plan.draw
+    m.plan.draw = lambda rates, rng, **kwargs: chosen.append(rates[0]) or draw(rates, rng, **kwargs)
+    pacer = Pacer(
+        VirtualClock(Halving(rate(m, 96, 0.9))), round_start=0.0, round_seconds=1.0, samples=96, margin=0.15
+    )
+    m.train(Message(params, {"lr": 0.1}), work, pacer, torch_generator(0))
+    assert len(chosen) == 12
+    assert not pacer.late
+    assert chosen[0] < 0.2
+    assert chosen[-1] > 0.4
+
+
+def test_bernoulli_drops_filter_by_filter():
+    m, params = method("distreal", drop="bernoulli")
+    _, update, _, _ = take_part(m, params, 0, share=0.5)
+    assert update is not None
+
+
+def test_a_named_table_is_used(two_rows):
+    m, params = method("distreal")
+    named, _ = method("distreal", lut=two_rows)
+    assert len(named.lut.rows) == 2
+    assert take_part(named, params, 0, share=0.9)[2].macs < take_part(m, params, 0, share=0.9)[2].macs
+
+
+def test_a_table_for_another_network_is_refused(tmp_path):
+    other = nn.Sequential(nn.Conv2d(1, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+    path = tmp_path / "other.lut"
+    Lut.uniform(SubnetPlan.trace(other, torch.zeros(1, 1, 6, 6))).save(path)
+    with pytest.raises(LutError, match=r"other\.lut was made for another network"):
+        method("distreal", lut=path)
