@@ -82,12 +82,13 @@ class Workers:
 
     def close(self) -> None:
         """End the workers, whatever they are doing."""
-        for process in self._processes:
-            process.kill()
-        for process in self._processes:
-            process.join()
         for pipe in self._pipes:
             pipe.close()
+        for process in self._processes:
+            # One that waits for a request ends by itself now.
+            process.join(timeout=0.5)
+            process.kill()
+            process.join()
         self._processes, self._pipes = [], []
 
     def __enter__(self) -> Workers:

@@ -12,6 +12,7 @@ from leanfleet.fleet.availability import Availability, Constant, Exponential, ra
 from leanfleet.fleet.clock import VirtualClock
 from leanfleet.fleet.pacer import Pacer
 from leanfleet.fleet.traces import Trace
+from leanfleet.ledger import PHI
 
 FULL, HALF = 1_000.0, 252.0  # forward MACs per sample
 BATCH, BATCHES, EPOCHS = 8, 4, 2
@@ -164,3 +165,26 @@ def test_a_device_without_means_is_late() -> None:
     assert pacer.budget(8, 1.0) is None
     assert not pacer.spend(1.0, 8)
     assert (pacer.late, pacer.macs, pacer.finished_at) == (True, 0.0, SECONDS)
+
+
+def test_a_device_without_means_waits_for_them():
+    trace = Trace((0.0, 0.4), (0.0, 30.0))
+    pacer = Pacer(VirtualClock(trace), round_start=0.0, round_seconds=1.0, samples=2, margin=0.0)
+    assert pacer.budget(1, 1.0) == pytest.approx(30.0 * 0.6 / (PHI * 2))
+    assert pacer.spend(9.0, 1)
+    assert pacer.finished_at == pytest.approx(0.7)
+
+
+def test_a_device_that_never_gets_means_stops():
+    pacer = Pacer(VirtualClock(Trace((0.0,), (0.0,))), round_start=0.0, round_seconds=1.0, samples=2)
+    assert pacer.budget(1, 1.0) is None
+    assert pacer.late
+    assert pacer.macs == 0.0
+
+
+def test_what_fits_ends_in_time():
+    pacer = Pacer(VirtualClock(Constant(30.0)), round_start=0.0, round_seconds=1.0, samples=4)
+    assert pacer.fits(10.0, 1)
+    assert not pacer.fits(10.1, 1)
+    assert pacer.spend(PHI * 5.0, 1)
+    assert not pacer.fits(5.1, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Literal, get_args, overload
 
 import torch
@@ -28,25 +28,33 @@ _MARGIN = 4  # pixels of the pad-and-crop augmentation, as in the later code of 
 
 @dataclass(frozen=True, eq=False)
 class _Normalise:
-    """The affine map from grey levels to normalised values: `x / 255 = mean + std * out`."""
+    """The affine map `scale * grey + shift`; both are float32 `[H, W, C]`."""
 
     scale: Tensor
     shift: Tensor
 
     @classmethod
-    def of(cls, mean: Sequence[float], std: Sequence[float], device: torch.device | str) -> _Normalise:
+    def of(
+        cls, split: Split, mean: Sequence[float], std: Sequence[float], device: torch.device | str
+    ) -> _Normalise:
         """Take mean and deviation of each channel on the [0, 1] scale."""
-        mean_C11, std_C11 = (torch.tensor(value, dtype=torch.float64)[:, None, None] for value in (mean, std))  # noqa: N806
-        scale, shift = 1 / (255 * std_C11), -mean_C11 / std_C11
-        return cls(scale.float().to(device), shift.float().to(device))
+        mean_C, std_C = (torch.tensor(value, dtype=torch.float64) for value in (mean, std))  # noqa: N806
+        # Spread over the pixels: adding [H, W, C] runs along whole images, which is nine times faster (18 against
+        # 167 us for 32 CIFAR images) than adding [C], whose inner loop is three numbers long.
+        size = *split.images.shape[2:], split.images.shape[1]
+        maps = [
+            value.float().expand(size).contiguous().to(device)
+            for value in (1 / (255 * std_C), -mean_C / std_C)
+        ]
+        return cls(*maps)
 
     def __call__(self, pixels_BHWC: Tensor) -> Tensor:  # noqa: N803
         # Bytes travel to the device, not floats; the permuted view makes the result channels_last for nothing.
-        pixels = pixels_BHWC.to(self.scale.device).permute(0, 3, 1, 2)
-        return pixels.to(torch.float32).mul_(self.scale).add_(self.shift)
+        pixels = pixels_BHWC.to(self.scale.device).to(torch.float32)
+        return pixels.mul_(self.scale).add_(self.shift).permute(0, 3, 1, 2)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False)
 class Batches:
     """What a device trains on: its rows, shuffled anew in every epoch, in mini-batches.
 
@@ -72,6 +80,7 @@ class Batches:
 
     split: Split
     indices: Tensor
+    _: KW_ONLY
     batch_size: int
     epochs: int
     mean: Sequence[float]
@@ -95,11 +104,11 @@ class Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the mini-batches of all epochs."""
-        normalise = _Normalise.of(self.mean, self.std, self.device)
+        normalise = _Normalise.of(self.split, self.mean, self.std, self.device)
         sizes = _sizes(len(self.indices), self.batch_size)
         for _ in range(self.epochs):
             order = self.indices[torch.randperm(len(self.indices), generator=self.generator)]
-            for rows in order.split(sizes):
+            for rows in torch.split(order, sizes):
                 pixels, labels = _take(self.split, rows)
                 if self.augment == "crop-flip":
                     pixels = _crop_flip(pixels, self.generator)
@@ -162,8 +171,8 @@ def eval_batches(
     """
     rows = torch.arange(len(split)) if indices is None else indices
     rows = rows[torch.randperm(len(rows), generator=torch_generator(seed, "evaluation order"))]
-    parts = rows.split(_sizes(len(rows), batch_size))
-    return EvalBatches(split, parts, _Normalise.of(mean, std, device))
+    parts = torch.split(rows, _sizes(len(rows), batch_size))
+    return EvalBatches(split, parts, _Normalise.of(split, mean, std, device))
 
 
 def _sizes(samples: int, batch_size: int) -> list[int]:
@@ -181,11 +190,13 @@ def _take(split: Split, rows: Tensor) -> Batch:
 
 def _crop_flip(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Shift each of uint8 `[B, H, W, C]` by up to 4 pixels each way and mirror half of them, in one gather."""
-    batch, height, width, _ = pixels.shape
+    batch, height, width, channels = pixels.shape
     top, left = torch.randint(0, 2 * _MARGIN + 1, (2, batch, 1), generator=generator)
     mirrored = torch.randint(0, 2, (batch, 1), generator=generator).bool()
     columns = torch.arange(width)
-    rows_BH = top + torch.arange(height)  # noqa: N806
-    columns_BW = left + torch.where(mirrored, columns.flip(0), columns)  # noqa: N806
     padded = pad(pixels, (0, 0, _MARGIN, _MARGIN, _MARGIN, _MARGIN))
-    return padded[torch.arange(batch)[:, None, None], rows_BH[:, :, None], columns_BW[:, None, :]]
+    rows_BH = torch.arange(batch)[:, None] * padded.shape[1] + top + torch.arange(height)  # noqa: N806
+    columns_BW = left + torch.where(mirrored, columns.flip(0), columns)  # noqa: N806
+    # Whole pixels by their place in one long row: 3.5 times faster than padded[images, rows, columns].
+    places_BHW = rows_BH[:, :, None] * padded.shape[2] + columns_BW[:, None, :]  # noqa: N806
+    return padded.reshape(-1, channels).index_select(0, places_BHW.reshape(-1)).reshape(pixels.shape)

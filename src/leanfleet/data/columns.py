@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from leanfleet.data.dataset import DataSet, Split, split_80_20
-from leanfleet.data.pixels import stack
+from leanfleet.data.pixels import decode, stack
 from leanfleet.errors import DataError, did_you_mean
 
 if TYPE_CHECKING:
@@ -110,7 +110,8 @@ def _pictures(table: Table, column: str) -> Iterator[Any]:
     """Yield the decoded image of every row."""
     import datasets
 
-    feature = datasets.Image()
+    elsewhere = datasets.Image()
+    likely: tuple[str, ...] | None = None
     rows = table.rows.select_columns([column])
     try:
         rows = rows.cast_column(column, datasets.Image(decode=False))
@@ -123,9 +124,14 @@ def _pictures(table: Table, column: str) -> Iterator[Any]:
         if cell is None:
             raise DataError(f"{table.where}: row {row} has no image in column '{column}'")
         try:
-            yield feature.decode_example(cell)
+            # Sets of the hub made of loose image files give a path instead of bytes.
+            picture = (
+                elsewhere.decode_example(cell) if cell["bytes"] is None else decode(cell["bytes"], likely)
+            )
         except (ValueError, OSError, SyntaxError) as error:
             raise DataError(f"{table.where}: the image in row {row} cannot be decoded: {error}") from error
+        likely = (picture.format,) if picture.format else None
+        yield picture
 
 
 def _labels(

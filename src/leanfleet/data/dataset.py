@@ -108,7 +108,7 @@ class DataSet:
         for split in (self.train, self.test):
             for tensor in (split.images, split.labels, split.writers):
                 if tensor is not None:
-                    tensor.share_memory_()
+                    tensor.share_memory_()  # type: ignore[no-untyped-call]
         return self
 
 
@@ -145,6 +145,6 @@ def split_80_20(split: Split, groups: Tensor) -> tuple[Split, Split]:
 def _histogram(plane: Tensor) -> Tensor:
     """Count the 256 grey levels of uint8 `[N, H, W]`."""
     counts = torch.zeros(256, dtype=torch.int64)
-    for chunk in plane.split(_CHUNK):
+    for chunk in torch.split(plane, _CHUNK):
         counts += torch.bincount(chunk.reshape(-1), minlength=256)
     return counts

@@ -20,7 +20,7 @@ _ARGUMENTS: dict[str, tuple[str, float | None, Callable[[float], bool]]] = {
     "shards": (
         "shards(2), shards per device from 1",
         2,
-        lambda shards: shards >= 1 and shards == int(shards),
+        lambda shards: shards >= 1 and float(shards).is_integer(),
     ),
     "skew": ("skew(0.8), a share from 0 (IID) to 1 (sorted by class)", None, lambda share: 0 <= share <= 1),
 }
@@ -115,7 +115,7 @@ def _writer(split: Split, devices: int | None, seed: int) -> list[Tensor]:
             "partition 'writer': the data set has no writers; name their column with [data] writer"
         )
     ordered = split.writers.argsort(stable=True)
-    counts = split.writers.unique(return_counts=True)[1]
+    counts = torch.unique(split.writers, return_counts=True)[1]
     writers = len(counts)
     wanted = writers if devices is None else devices
     if not 1 <= wanted <= writers:
@@ -123,16 +123,16 @@ def _writer(split: Split, devices: int | None, seed: int) -> list[Tensor]:
             f"partition 'writer' makes 1 to {writers} devices, one a writer, not {wanted}: "
             f"{max(wanted - writers, 0)} would be left empty; take at most {writers}"
         )
-    parts = ordered.split(counts.tolist())
+    parts = torch.split(ordered, counts.tolist())
     return [parts[index] for index in _shuffled(writers, seed)[:wanted].sort().values.tolist()]
 
 
 def _skew(split: Split, devices: int, share: float, seed: int) -> list[Tensor]:
     shuffled = _shuffled(len(split), seed)
     by_class = shuffled[split.labels[shuffled].argsort(stable=True)]
-    counts = split.labels.unique(return_counts=True)[1]
+    counts = torch.unique(split.labels, return_counts=True)[1]
     # Rounded, not cut: 6250 * (1 - 0.8) is 1249.99..., and a sample would be lost.
-    pairs = [(rows, round(share * len(rows))) for rows in by_class.split(counts.tolist())]
+    pairs = [(rows, round(share * len(rows))) for rows in torch.split(by_class, counts.tolist())]
     in_order = torch.cat([rows[:cut] for rows, cut in pairs])
     rest = torch.cat([rows[cut:] for rows, cut in pairs])
     rest = rest[torch.randperm(len(rest), generator=torch_generator(seed, "partition", "rest"))]
@@ -153,8 +153,8 @@ def _dirichlet(split: Split, devices: int, alpha: float, seed: int) -> list[Tens
     except ValueError:  # ten draws, and each left somebody empty; draw once more to say how many
         empty = sum(len(rows) == 0 for rows in draw(at_least=0))
         raise DataError(
-            f"partition 'dirichlet({alpha:g})' leaves devices empty in every draw ({empty} of {devices} in one of them); "
-            "take fewer devices or a larger concentration"
+            f"partition 'dirichlet({alpha:g})' leaves devices empty in every draw ({empty} of {devices} "
+            "in one of them); take fewer devices or a larger concentration"
         ) from None
 
 
@@ -163,8 +163,8 @@ def _shards(split: Split, devices: int, shards: int, seed: int) -> list[Tensor]:
 
     if devices * shards > len(split):
         raise DataError(
-            f"partition 'shards({shards})' would leave {devices - len(split) // shards} of {devices} devices without their "
-            f"{shards} shards: there are only {len(split)} samples; take fewer devices or shards"
+            f"partition 'shards({shards})' would leave {devices - len(split) // shards} of {devices} devices "
+            f"without their {shards} shards: there are only {len(split)} samples; take fewer devices or shards"
         )
     return _by_flower(
         ShardPartitioner(devices, "label", num_shards_per_partition=shards, seed=_seed(seed)), split

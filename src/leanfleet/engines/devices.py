@@ -114,8 +114,8 @@ class Devices:
     def _batches(self, device: int, stream: tuple[int, int, int]) -> Batches:
         job, training = self.job, self.job.experiment.training
         return Batches(
-            job.data.train,
-            job.parts[device],
+            split=job.data.train,
+            indices=job.parts[device],
             batch_size=training.batch_size,
             epochs=training.epochs,
             mean=job.data.mean,
@@ -152,10 +152,9 @@ class Devices:
         loss = 0.0
         batches = eval_batches(
             job.data.test, mean=job.data.mean, std=job.data.std, seed=0, device=self.device
-        )
+        )[shift[0] :: shift[1]]
         with torch.no_grad():
-            for index in range(shift[0], len(batches), shift[1]):
-                x, y = batches[index]
+            for x, y in batches:
                 plan = job.method.plan
                 logits = plan.run(params, plan.full, x, training=False) if net is None else net(x)
                 hits += int((logits.argmax(1) == y).sum())
@@ -189,8 +188,8 @@ def recalibrated(job: Job, params: Mapping[str, Tensor], device: torch.device) -
             indices=samples[:RECALIBRATION_SAMPLES],
         )
         with torch.no_grad():
-            for index in range(len(batches)):
-                net(batches[index][0])
+            for x, _ in batches:
+                net(x)
     return net.eval()
 
 

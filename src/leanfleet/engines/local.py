@@ -22,7 +22,6 @@ from leanfleet.federated import Report
 from leanfleet.ledger import Ledger
 from leanfleet.randomness import numpy_generator
 from leanfleet.runs import Run
-from leanfleet.storage import write_text
 from leanfleet.subnet.lut import Lut
 from leanfleet.wire import Message, decode, encode
 from leanfleet.workers import Workers
@@ -86,7 +85,7 @@ def run(
         if isinstance(lut, Lut):
             lut.save(record.folder / _LUT)
             # Only now: a record must never name a table that is not there.
-            write_text(record.experiment_file, dumps(override(experiment, [f"method.lut={_LUT}"])))
+            record.replace_experiment(dumps(override(experiment, [f"method.lut={_LUT}"])))
         _Server(record, job, workers or default_workers(), device, watch).go()
         return record
 

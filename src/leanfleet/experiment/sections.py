@@ -51,7 +51,7 @@ class DataSection(Section):
     """`[data]`.
 
     Attributes:
-        source: Name of a data set, `hf:owner/name`, or path of Parquet files.
+        source: Name of a data set, `hf:owner/name`, or a path: with a `/` in it, or ending in `.parquet`.
         folder: Where to find data sets by name; wins over the environment variable `LEANFLEET_DATA`.
         partition: How samples are spread over devices.
         image: Column of the images, where it is not the usual one.

@@ -59,8 +59,11 @@ class Distreal(DeltaMethod[DistrealOptions]):
             budget = pacer.budget(samples, self.lut.cheapest.macs)
             if budget is None:
                 break
-            d = self.lut.pick(budget)
-            kept = self.plan.draw(d.rates, rng, bernoulli=bernoulli)
+            # Counts are rounded at random: a draw that comes out too dear to end in time gives way (our decision).
+            for d in (self.lut.pick(budget), self.lut.cheapest):
+                kept = self.plan.draw(d.rates, rng, bernoulli=bernoulli)
+                if pacer.fits(self.plan.macs_of(kept), samples):
+                    break
             if not local.step(kept, (x, y), pacer, scale=self.options.scale):
                 break
             invested += d.macs * (samples if self.options.weight == "samples" else 1)

@@ -20,6 +20,9 @@ class Clock(Protocol):
     def spend(self, macs: float) -> None:
         """Let the time pass that a step of `macs` training MACs takes."""
 
+    def wait(self) -> None:
+        """Let time pass without work until the rate may have changed."""
+
     def available(self, start: float, end: float) -> float:
         """Return the training MACs that the device could spend between two times."""
 
@@ -65,6 +68,10 @@ class VirtualClock:
                 return
             macs -= room
             self._now = change
+
+    def wait(self) -> None:
+        """Advance to the next change of the rate; infinite if there is none."""
+        self._now = self._availability.next_change(self._now)
 
     def available(self, start: float, end: float) -> float:
         """Return the training MACs that the device could spend between two finite times."""

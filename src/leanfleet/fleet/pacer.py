@@ -70,13 +70,25 @@ class Pacer:
             The budget, or None if at the present rate even the cheapest form would end after the deadline: the
             device stops, and is late with the work that remains.
         """
-        rate = self._clock.rate()
-        if self._deadline and PHI * cheapest_macs * samples > rate * self._seconds_left(1 + TOLERANCE):
+        while self._clock.rate() == 0.0 and self._clock.now() < self._end():
+            self._clock.wait()
+        if not self.fits(cheapest_macs, samples):
             self.late = True
             return None
+        rate = self._clock.rate()
         if self._rule == "slot":
             return rate * self._round_seconds / (PHI * self._samples)
         return rate * self._seconds_left(1 - self._margin) / (PHI * max(self._samples_left, samples))
+
+    def fits(self, macs: float, samples: int) -> bool:
+        """Return whether a mini-batch would end by the deadline at the present rate.
+
+        Args:
+            macs: Forward MACs per sample.
+            samples: Samples of the mini-batch.
+        """
+        cost = PHI * macs * samples
+        return not self._deadline or cost <= self._clock.rate() * self._seconds_left(1 + TOLERANCE)
 
     def spend(self, macs: float, samples: int) -> bool:
         """Let the time pass that a step takes, and return whether it ended in time.

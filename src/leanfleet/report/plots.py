@@ -24,6 +24,7 @@ Values = npt.NDArray[np.float64]
 # Okabe and Ito (2008): told apart with any colour vision; their yellow is too light for a line.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_SETTING = (("data", "source"), ("data", "partition"), ("network", "name"))
 _POINTS = 200
 _FEW = 40
 
@@ -108,15 +109,14 @@ def _draw(groups: Sequence[Group], axis: _Axis, path: Path) -> Path:
         from matplotlib.figure import Figure
     except ImportError:
         raise LeanfleetError("plots need matplotlib: pip install 'leanfleet[plots]'") from None
-    figure = Figure(figsize=(7.2, 4.2), dpi=150, layout="constrained")
+    figure = Figure(figsize=(8.0, 4.2), dpi=150, layout="constrained")
     axes = figure.subplots()
     for group, number in zip(groups, colours(groups), strict=True):
         _line(axes, group, axis.key, number)
     _dress(axes, axis)
-    if len(groups) > 1:
-        figure.legend(loc="outside lower center", ncols=min(len(groups), 4), frameon=False)
-    else:
-        axes.set_title(groups[0].label, loc="left", fontsize="medium")
+    axes.set_title(_title(groups), loc="left", fontsize="medium")
+    # Beside the data: curves of good methods fill every corner.
+    figure.legend(loc="outside right upper", frameon=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     write_bytes(path, buffer.getvalue())
@@ -126,12 +126,11 @@ def _draw(groups: Sequence[Group], axis: _Axis, path: Path) -> Path:
 def _line(axes: Axes, group: Group, key: str, number: int) -> None:
     found = band([record.curve(key) for record in group.records])
     colour = _COLOURS[number % len(_COLOURS)]
-    label = group.label if len(group.records) == 1 else f"{group.label} ({len(group.records)} seeds)"
     # Markers only where the evaluations can be told apart; a single one would be invisible without.
     marker = _MARKERS[number % len(_MARKERS)] if len(found.x) <= _FEW else ""
     full = group.method in METHODS and METHODS[group.method].resources == "full"
     style: dict[str, Any] = {"linestyle": "--" if full else "-", "marker": marker, "markersize": 4}
-    axes.plot(found.x, 100 * found.mean, color=colour, label=label, linewidth=1.8, **style)
+    axes.plot(found.x, 100 * found.mean, color=colour, label=group.label, linewidth=1.8, **style)
     if len(group.records) > 1:
         axes.fill_between(found.x, 100 * found.low, 100 * found.high, color=colour, alpha=0.18, linewidth=0)
 
@@ -150,3 +149,16 @@ def _dress(axes: Axes, axis: _Axis) -> None:
     # Nothing to see below 0 or above 100, but a margin keeps markers whole.
     low, high = axes.get_ylim()
     axes.set_ylim(max(low, -2), min(high, 102))
+    axes.set_xlim(left=0)
+
+
+def _title(groups: Sequence[Group]) -> str:
+    """Name what all groups share, and say what a band is."""
+    records = [record for group in groups for record in group.records]
+    shared = [{r.config.get(section, {}).get(key) for r in records} for section, key in _SETTING]
+    # A source may be a path.
+    parts = [Path(value).name for values in shared if len(values) == 1 for value in values if value]
+    seeds = sorted({len(group.records) for group in groups})
+    if seeds[-1] > 1:
+        parts.append(f"mean and range of {seeds[0]}{'' if len(seeds) == 1 else f' to {seeds[-1]}'} seeds")
+    return ", ".join(parts)

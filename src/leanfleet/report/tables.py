@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from leanfleet.federated import METHODS
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _COSTS = ("macs_total", "bytes_up", "bytes_down", "seconds_virtual", "stragglers")
 _TOTALS = ("accuracy", "accuracy_recalibrated", "best_accuracy", *_COSTS)
+_COST_NAMES = ("runs", "MACs", "up", "down", "stragglers", "late [%]", "time")
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 
 
@@ -56,29 +57,28 @@ def summarise(groups: Sequence[Group]) -> Tables:
     }
 
 
-def render(tables: Tables) -> list[Table]:
-    """Return the accuracy table and the cost table, for a console."""
-    accuracy = _table("accuracy [%]", "method", *(f"at {seconds(t)}" for t in tables["seconds_virtual"]))
-    accuracy.add_column("final A", justify="right", style="bold")
-    accuracy.add_column("final B", justify="right")
-    cost = _table("cost", "method", "runs", "MACs", "up", "down", "late", "time")
-    for row in tables["groups"]:
-        at = [percent(spread) for spread in row["accuracy_at"]]
-        accuracy.add_row(row["label"], *at, percent(row["accuracy"]), percent(row["accuracy_recalibrated"]))
-        up, down = (quantity(row[key], "B") for key in ("bytes_up", "bytes_down"))
-        late = percent(row["late_share"], " %")
-        cost.add_row(
-            row["label"], str(len(row["seeds"])), quantity(row["macs_total"]), up, down, late, _duration(row)
-        )
-    return [accuracy, cost]
+def render(tables: Tables, width: int) -> list[Table]:
+    """Return the accuracy table and the cost table for a console of `width` columns.
+
+    Where they do not fit, a small table for each group takes their place.
+    """
+    accuracy = [("method", *_accuracy_names(tables)), *(_accuracy_cells(row) for row in tables["groups"])]
+    cost = [("method", *_COST_NAMES), *(_cost_cells(row) for row in tables["groups"])]
+    wide = [_wide("accuracy of the whole network [%]", accuracy), _wide("cost", cost)]
+    if all(_columns(table) <= width for table in wide):
+        return wide
+    return [
+        _narrow(zip(accuracy[0] + cost[0][1:], row + costs[1:], strict=True))
+        for row, costs in zip(accuracy[1:], cost[1:], strict=True)
+    ]
 
 
-def percent(spread: Spread | None, unit: str = "") -> str:
+def percent(spread: Spread | None) -> str:
     """Return a fraction as a percentage, such as `93.1±0.4`; `-` where there is none."""
     if spread is None:
         return "-"
     deviation = "" if spread["std"] is None else f"±{100 * spread['std']:.1f}"
-    return f"{100 * spread['mean']:.1f}{deviation}{unit}"
+    return f"{100 * spread['mean']:.1f}{deviation}"
 
 
 def quantity(spread: Spread | None, unit: str = "") -> str:
@@ -150,7 +150,9 @@ def _spread(values: Sequence[float | None]) -> Spread | None:
 
 
 def _notes(groups: Sequence[Group]) -> list[str]:
-    notes = []
+    notes = [
+        "A: norms use the test batch's own statistics; B: those of training images, as exported networks do"
+    ]
     unfinished = [r.name for group in groups for r in group.records if not r.finished]
     if unfinished:
         notes.append(f"not finished yet: {', '.join(unfinished)}")
@@ -163,16 +165,62 @@ def _notes(groups: Sequence[Group]) -> list[str]:
     return notes
 
 
-def _duration(row: dict[str, Any]) -> str:
-    return "-" if row["seconds_virtual"] is None else seconds(row["seconds_virtual"]["mean"])
+def _accuracy_names(tables: Tables) -> tuple[str, ...]:
+    return (*(f"at {seconds(t)}" for t in tables["seconds_virtual"]), "final A", "final B")
 
 
-def _table(title: str, first: str, *others: str) -> Table:
+def _accuracy_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    spreads = (*row["accuracy_at"], row["accuracy"], row["accuracy_recalibrated"])
+    return (row["label"], *(percent(spread) for spread in spreads))
+
+
+def _cost_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    up, down = (quantity(row[key], "B") for key in ("bytes_up", "bytes_down"))
+    time = "-" if row["seconds_virtual"] is None else seconds(row["seconds_virtual"]["mean"])
+    return (
+        row["label"],
+        str(len(row["seeds"])),
+        quantity(row["macs_total"]),
+        up,
+        down,
+        quantity(row["stragglers"]),
+        percent(row["late_share"]),
+        time,
+    )
+
+
+def _wide(title: str, lines: Sequence[tuple[str, ...]]) -> Table:
+    table = _table(title)
+    for number, name in enumerate(lines[0]):
+        table.add_column(name, justify="right" if number else "left", no_wrap=True)
+    for line in lines[1:]:
+        table.add_row(*line)
+    return table
+
+
+def _columns(table: Table) -> int:
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    console = Console(width=1000)
+    return Measurement.get(console, console.options, table).maximum
+
+
+def _narrow(pairs: Iterable[tuple[str, str]]) -> Table:
+    table = _table(None)
+    for pair in pairs:
+        if table.columns:
+            table.add_row(*pair)
+        else:
+            table.add_column(pair[0])
+            table.add_column(pair[1], justify="right", overflow="fold")
+    return table
+
+
+def _table(title: str | None) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column(first, overflow="fold")
-    for name in others:
-        table.add_column(name, justify="right")
-    return table
+    return Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False
+    )

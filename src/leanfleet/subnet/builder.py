@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -142,9 +141,9 @@ class Builder:
 
     def positions(self, node: fx.Node, dim: int) -> int:
         """Return how many positions per sample a value has along all dimensions but `dim`."""
-        grown = [n + more for n, more in zip(self.shape(node), self.shapes.per_sample[node.name], strict=True)]
-        few, many = ([n for d, n in enumerate(sizes) if d != dim] for sizes in (self.shape(node), grown))
-        return math.prod(many) - math.prod(few)
+        few = np.array(self.shape(node))
+        many = few + np.array(self.shapes.per_sample[node.name])
+        return int(np.delete(many, dim).prod() - np.delete(few, dim).prod())
 
     def number(self, units: Ids) -> int:
         """Return the number under which a layout's kept positions are looked up at run time."""

@@ -67,12 +67,16 @@ class ChannelGroup:
         at = bisect.bisect_left(counts, target)
         return target, counts[at] if counts[at] == target else counts[at - 1], counts[at]
 
-    def variance(self, rate: float, *, bernoulli: bool = False) -> float:
-        """Return the variance of the kept count at `rate`."""
-        if bernoulli:
-            return self.cells * self.channels * rate * (1.0 - rate)
-        target, low, high = self.neighbours(rate)
-        return (target - low) * (high - target)
+    def moments(self, rate: float, *, bernoulli: bool = False) -> tuple[float, float]:
+        """Return mean and variance of the kept count at `rate`."""
+        if not bernoulli:
+            target, low, high = self.neighbours(rate)
+            return target, (target - low) * (high - target)
+        # At least one is kept, which adds the probability that none would be.
+        size, none = self.channels // self.cells, rate ** (self.channels // self.cells)
+        mean = size * (1.0 - rate) + none
+        square = size * rate * (1.0 - rate) + (size * (1.0 - rate)) ** 2 + none
+        return self.cells * mean, self.cells**2 * (square - mean**2)
 
     def draw_count(self, rate: float, generator: torch.Generator, *, bernoulli: bool = False) -> int:
         """Draw how many channels are kept at `rate`, between one a cell and all of them."""
@@ -87,7 +91,15 @@ class ChannelGroup:
         return high if up else low
 
     def draw_set(self, count: int, generator: torch.Generator) -> torch.Tensor:
-        """Draw `count` channels uniformly without replacement, the same number from every cell, sorted."""
+        """Draw `count` channels uniformly without replacement, the same number from every cell, sorted.
+
+        Raises:
+            ValueError: The group has no such kept set.
+        """
+        if not 0 < count <= self.channels or count % self.cells:
+            raise ValueError(
+                f"group '{self.name}' cannot keep {count} of {self.channels} channels in {self.cells} cells"
+            )
         if count == self.channels:
             return torch.arange(self.channels)
         if self.cells == 1:

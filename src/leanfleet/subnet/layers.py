@@ -244,15 +244,16 @@ def functional(b: Builder, node: fx.Node) -> Run:
     bound: dict[str, Any] = dict(zip(order, node.args, strict=False)) | dict(node.kwargs)
     weight, bias = bound.get("weight"), bound.get("bias")
     features = bound.get("normalized_shape", ())
-    owned = all(value is None or b.is_parameter(value) for value in (weight, bias))
-    if not owned or not isinstance(features, tuple | list):
+    given = [value for value in (weight, bias) if value is not None]
+    if weight is None or not all(map(b.is_parameter, given)) or not isinstance(features, tuple | list):
         return opaque(b, node)
-    b.refuse_cut_inputs(node, [value for value in (weight, bias) if value is not None])
-    shape = () if weight is None else b.shape(weight)
-    names = [None if value is None else b.parameter(str(value.target)) for value in (weight, bias)]
+    b.refuse_cut_inputs(node, given)
+    names = [b.parameter(str(value.target)) for value in given]
+    shape = b.shape(weight)
     module = Functional(
-        weight=names[0], bias=names[1], transposed=False, groups=bound.get("groups", 1), kernel_size=shape[2:],
-        out_channels=shape[:1], out_features=shape[:1], stride=bound.get("stride", 1),
+        weight=names[0], bias=names[1] if bias is not None else None, transposed=False,
+        groups=bound.get("groups", 1), kernel_size=shape[2:], out_channels=shape[0], out_features=shape[0],
+        stride=bound.get("stride", 1),
         padding=bound.get("padding", 0), padding_mode="zeros", dilation=bound.get("dilation", 1),
         normalized_shape=features, eps=bound.get("eps", 1e-5),
     )  # fmt: skip

@@ -46,27 +46,31 @@ def elementwise(b: Builder, node: fx.Node) -> Run:
     """Elementwise operations: channels at one place are tied across all inputs (residual adds, gates)."""
     shape = b.shape(node)
     found: Layout | None = None
-    whole = []
     for value in tensors(b, node):
-        layout, lead = b.layout(value), len(shape) - len(b.shape(value))
-        place = None if layout is None else layout.dim + lead
-        if layout is None or place is None:
-            whole.append(value)
-        elif len(layout.units) != shape[place] or (found is not None and found.dim != place):
-            b.refuse(node, layout, "combines channels that lie along different dimensions")
-            whole.append(value)
+        layout = b.layout(value)
+        place = 0 if layout is None else layout.dim + len(shape) - len(b.shape(value))
+        if layout is None:
+            continue
+        if len(layout.units) != shape[place] or (found is not None and found.dim != place):
+            for crossed in (layout, found):
+                b.refuse(node, crossed, "combines channels that lie along different dimensions")
         elif found is None:
             found = Layout(place, layout.units)
         else:
             b.units.tie(found.units, layout.units)
     if found is not None:
-        for value in whole:
-            own = b.shape(value)
-            place = found.dim - len(shape) + len(own)
-            if place >= 0 and own[place] != 1:
-                b.units.fix(found.units)
         b.layouts[node.name] = found
+        _fix_to_whole(b, node, found)
     return call(node, b)
+
+
+def _fix_to_whole(b: Builder, node: fx.Node, found: Layout) -> None:
+    """Never drop channels that meet a value which is always whole (positions, say)."""
+    for value in tensors(b, node):
+        own = b.shape(value)
+        place = found.dim - len(b.shape(node)) + len(own)
+        if b.layout(value) is None and place >= 0 and own[place] != 1:
+            b.units.fix(found.units)
 
 
 def over_channels(b: Builder, node: fx.Node) -> Run:
@@ -101,7 +105,8 @@ def spatial(b: Builder, node: fx.Node) -> Run:
     value = tensors(b, node)[0]
     layout = b.layout(value)
     if layout is not None:
-        name = type(b.root.get_submodule(node.target)).__name__ if node.op == "call_module" else describe(node)  # type: ignore[arg-type]
+        module = node.op == "call_module"
+        name = type(b.root.get_submodule(str(node.target))).__name__ if module else describe(node)
         dims = re.search(r"([123])d\b", name)
         # A 2d pooling takes three dimensions for one image, and would then pool over the channels.
         unbatched = dims is not None and int(dims[1]) + 2 != len(b.shape(value))
@@ -137,7 +142,10 @@ def cat(b: Builder, node: fx.Node) -> Run:
     place = dim % len(b.shape(node))
     if isinstance(parts, fx.Node):
         # The pieces of a split, joined again.
-        shapes, layouts = b.shapes.of[parts.name], b.layouts.get(parts.name, [None] * len(b.shapes.of[parts.name]))
+        shapes, layouts = (
+            b.shapes.of[parts.name],
+            b.layouts.get(parts.name, [None] * len(b.shapes.of[parts.name])),
+        )
     else:
         shapes, layouts = [b.shape(p) for p in parts], [b.layout(p) for p in parts]
     dims = {found.dim for found in layouts if found is not None}

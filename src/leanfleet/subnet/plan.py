@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from leanfleet.errors import TraceError
+from leanfleet.subnet.build import Traced, build
+from leanfleet.subnet.builder import Frame, Term
 from leanfleet.subnet.counts import ChannelGroup
-from leanfleet.subnet.kept import Kept, Layouts
-from leanfleet.subnet.layers import MODULES, get_parameter
-from leanfleet.subnet.ops import Handler, opaque
+from leanfleet.subnet.kept import Kept
 from leanfleet.subnet.packing import gather, positions, scatter_
-from leanfleet.subnet.table import FUNCTIONS, PLAIN_MODULES, check_sizes
-from leanfleet.subnet.trace import Builder, Cut, Frame, Run, Term, check_keep, propagate, symbolic_trace
-
-
-@dataclass(frozen=True)
-class _Step:
-    name: str
-    run: Run
-    frees: tuple[str, ...]
 
 
 class SubnetPlan:
@@ -37,15 +25,13 @@ class SubnetPlan:
     that one plan serves every copy of the weights. Made by `SubnetPlan.trace`.
     """
 
-    def __init__(self, builder: Builder, steps: list[_Step], output: Any, inputs: list[str]) -> None:
-        self._layouts = Layouts(builder.numbered, builder.units.resolve())
-        self._cuts: dict[str, Cut] = builder.cuts()
-        self._steps, self._output, self._inputs = steps, output, inputs
-        self._buffers = dict(builder.root.named_buffers())
-        self._shapes = {name: p.shape for name, p in builder.root.named_parameters()}
-        self.aliases = builder.aliases
+    def __init__(self, traced: Traced) -> None:
+        self._steps, self._output, self._input = traced.steps, traced.output, traced.input
+        self._shape, self._shapes, self._constants = traced.shape, traced.parameters, traced.constants
+        self._layouts, self._cuts = traced.layouts, traced.cuts
+        self.aliases: Mapping[str, str] = traced.aliases
         """Every parameter name to the name under which a shared parameter is held."""
-        self.terms: tuple[Term, ...] = tuple(builder.terms)
+        self.terms: tuple[Term, ...] = traced.terms
         """The multiply-accumulates, a line per use of a layer."""
         self.groups: tuple[ChannelGroup, ...] = self._layouts.resolved.groups
         """The channel groups, in network order; one dropout rate each."""
@@ -62,21 +48,16 @@ class SubnetPlan:
         """Trace a network (Rapp et al. 2022 give convolutions; the general rules are our decision).
 
         Args:
-            net: Any network that torch.fx traces, with one tensor in and one tensor out.
-            example: [N, ...] an input; only its shape matters, beyond the batch dimension.
-            keep: Modules whose output channels are never dropped (with all modules inside them).
+            net: Any network that torch.fx traces, with one tensor in and one tensor out. It is copied, and
+                traced in the mode, training or evaluation, that it is in.
+            example: [N, ...] an input; only its shape and type matter, beyond the batch dimension.
+            keep: Layers (modules or parameters) whose output channels are never dropped; a module stands for
+                all layers inside it.
 
         Raises:
             TraceError: torch.fx cannot trace the network, or a node cannot be cut; the message names it.
         """
-        exempt = check_keep(net, keep)
-        graph = symbolic_trace(net)
-        # A copy, so that what the caller does to the network later cannot change the plan.
-        root = copy.deepcopy(net)
-        shapes, macs = propagate(root, graph, example)
-        builder = Builder(root, graph, shapes, macs, exempt)
-        builder.aliases.update(_aliases(root))
-        return _build(cls, builder)
+        return cls(build(net, example, keep))
 
     # -- choosing ------------------------------------------------------------------------------------------
 
@@ -163,13 +144,21 @@ class SubnetPlan:
 
         Returns:
             The network's output, [N, classes] for a classifier.
+
+        Raises:
+            ValueError: The input has another shape than the traced example, beyond the batch dimension.
         """
-        frame = Frame(leaves, self._buffers, kept, training, scale, dict.fromkeys(self._inputs, x))
+        if x.shape[1:] != self._shape:
+            raise ValueError(
+                f"the plan was made for inputs of shape {tuple(self._shape)}, not {tuple(x.shape[1:])}"
+            )
+        constants = {name: tensor.to(x.device) for name, tensor in self._constants.items()}
+        frame = Frame(leaves, constants, kept, training, scale, {self._input: x})
         for step in self._steps:
             frame.values[step.name] = step.run(frame)
             for name in step.frees:
                 del frame.values[name]
-        out: Tensor = frame.fill(self._output)
+        out: Tensor = frame.values[self._output]
         return out
 
     # -- counting ------------------------------------------------------------------------------------------
@@ -181,9 +170,9 @@ class SubnetPlan:
         its count is added.
         """
         self._check_rates(rates)
-        pairs = list(zip(self.groups, rates, strict=True))
-        counts = np.array([*(g.neighbours(r)[0] for g, r in pairs), 1.0])
-        spread = np.array([*(g.variance(r, bernoulli=bernoulli) for g, r in pairs), 0.0])
+        pairs = zip(self.groups, rates, strict=True)
+        moments = [g.moments(r, bernoulli=bernoulli) for g, r in pairs]
+        counts, spread = np.array([*moments, (1.0, 0.0)]).T
         product = (self._in @ counts) * (self._out @ counts) + (self._in * self._out) @ spread
         return float(self._coefficients @ product)
 
@@ -221,8 +210,7 @@ class SubnetPlan:
             raise ValueError(f"dropout rates lie in [0, 1), not {[r for r in rates if not 0.0 <= r < 1.0]}")
 
     def _fingerprint(self) -> str:
-        final = self._output.name if isinstance(self._output, fx.Node) else None
-        last = self.terms[-1].layer if self.terms else final
+        last = self.terms[-1].layer if self.terms else self._output
         structure = {
             "groups": [(g.name, g.channels, g.cell_of if g.cells > 1 else None) for g in self.groups],
             "steps": [step.name for step in self._steps],
@@ -233,57 +221,6 @@ class SubnetPlan:
             ],
         }
         return hashlib.sha256(json.dumps(structure).encode()).hexdigest()[:16]
-
-
-def _aliases(root: nn.Module) -> dict[str, str]:
-    first: dict[int, str] = {}
-    return {name: first.setdefault(id(p), name) for name, p in root.named_parameters(remove_duplicate=False)}
-
-
-def _attribute(root: nn.Module, path: str) -> Any:
-    value: Any = root
-    for part in path.split("."):
-        value = getattr(value, part)
-    return value
-
-
-def _handle(builder: Builder, node: fx.Node) -> Run:
-    if node.op == "get_attr":
-        return get_parameter(builder, node, _attribute(builder.root, str(node.target)))
-    if node.op == "call_module":
-        module = builder.root.get_submodule(str(node.target))
-        if type(module) in MODULES:
-            return MODULES[type(module)](builder, node, module)
-        handler: Handler = PLAIN_MODULES.get(type(module), opaque)
-    else:
-        handler = FUNCTIONS.get(node.target, opaque)
-    check_sizes(builder, node, handler)
-    return handler(builder, node)
-
-
-def _build(cls: type[SubnetPlan], builder: Builder) -> SubnetPlan:
-    steps: list[tuple[fx.Node, Run]] = []
-    output: Any = None
-    inputs = [node.name for node in builder.graph.nodes if node.op == "placeholder"]
-    for node in builder.graph.nodes:
-        if node.op == "output":
-            output = node.args[0]
-        elif node.op != "placeholder":
-            steps.append((node, _handle(builder, node)))
-    if not isinstance(output, fx.Node) or len(inputs) != 1:
-        raise TraceError(f"{type(builder.root).__name__} must take one tensor and return one tensor")
-    layout = builder.layout(output)
-    if layout is not None:
-        builder.units.fix(layout.units)
-    last_use: dict[str, int] = {}
-    for at, (node, _) in enumerate(steps):
-        last_use.update(dict.fromkeys((n.name for n in node.all_input_nodes), at))
-    frees: dict[int, list[str]] = {}
-    for name, at in last_use.items():
-        if name != output.name:
-            frees.setdefault(at, []).append(name)
-    done = [_Step(node.name, run, tuple(frees.get(at, ()))) for at, (node, run) in enumerate(steps)]
-    return cls(builder, done, output, inputs)
 
 
 def _check_set(group: ChannelGroup, ids: Tensor) -> None:

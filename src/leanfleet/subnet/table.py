@@ -12,10 +12,28 @@ from torch import fx, nn
 from leanfleet.subnet.builder import Builder, Run
 from leanfleet.subnet.layers import FUNCTIONAL, MODULES, functional, get_parameter
 from leanfleet.subnet.ops import (
-    DROPOUT, Handler, call, cat, dropout, elementwise, opaque, over_channels, pad, reduce, spatial, tensors,
+    DROPOUT,
+    Handler,
+    call,
+    cat,
+    dropout,
+    elementwise,
+    opaque,
+    over_channels,
+    pad,
+    reduce,
+    spatial,
+    tensors,
 )  # fmt: skip
 from leanfleet.subnet.views import (
-    channel_shuffle, expand, getitem, passing, reshape, size, split, transpose,
+    channel_shuffle,
+    expand,
+    getitem,
+    passing,
+    reshape,
+    size,
+    split,
+    transpose,
 )  # fmt: skip
 
 
@@ -62,9 +80,7 @@ def _handle_plain(b: Builder, node: fx.Node, handler: Handler) -> Run:
 
 def _in_pieces(b: Builder, node: fx.Node) -> bool:
     """Whether an input is in pieces: blocks of channels, or the parts of a split."""
-    return any(
-        n.name in b.shuffles or isinstance(b.layouts.get(n.name), list) for n in node.all_input_nodes
-    )
+    return any(n.name in b.shuffles or isinstance(b.layouts.get(n.name), list) for n in node.all_input_nodes)
 
 
 def arithmetic(b: Builder, node: fx.Node) -> Run:
@@ -111,7 +127,9 @@ FUNCTIONS: dict[Any, Handler] = {
     **dict.fromkeys((torch.mean, torch.sum, torch.amax, torch.amin, "mean", "sum", "amax", "amin"), reduce),
     **dict.fromkeys(("expand", "expand_as"), expand),
     **dict.fromkeys(("size", "dim", getattr), size),
-    **dict.fromkeys((F.softmax, F.log_softmax, torch.softmax, torch.log_softmax, "softmax", "log_softmax"), over_channels),
+    **dict.fromkeys(
+        (F.softmax, F.log_softmax, torch.softmax, torch.log_softmax, "softmax", "log_softmax"), over_channels
+    ),
     **dict.fromkeys(FUNCTIONAL, functional),
     operator.getitem: getitem,
     F.pad: pad,

@@ -135,7 +135,9 @@ class _Count(fx.Interpreter):
         return result
 
 
-def macs_of_nodes(net: nn.Module, graph: fx.Graph, example: Tensor, names: Collection[str]) -> dict[str, float]:
+def macs_of_nodes(
+    net: nn.Module, graph: fx.Graph, example: Tensor, names: Collection[str]
+) -> dict[str, float]:
     """Return the forward MACs per sample of nodes that have no formula of ours, as torch counts them."""
 
     def count(device: str) -> dict[str, float]:

@@ -121,8 +121,12 @@ class Units:
         """
         class_of = self._classes()
         members, fixed = self._members(class_of)
-        self._check_demands(class_of, fixed)
         labels = self._cell_labels(class_of, fixed)
+        # Where every block has a single channel, and where a group has, nothing can be dropped.
+        rigid = [roots for roots in members if len({frozenset(labels[r]) for r in roots}) == len(roots)]
+        fixed.update(root for roots in rigid for root in roots)
+        members = [roots for roots in members if roots not in rigid]
+        self._check_demands(class_of, fixed)
         groups, offsets, slot_of_class = [], [], {}
         names: Counter[str] = Counter()
         total = 0
@@ -156,14 +160,15 @@ class Units:
             written[root].update([self.writer_of[unit], *self._tags.get(unit, ())])
         fixed = {int(class_of[unit]) for unit in self._fixed}
         # Dropping what only a bare parameter writes would save nothing.
-        fixed |= {root for root, by in written.items() if all(w in self._bare for w in by if isinstance(w, int))}
+        fixed |= {
+            root for root, by in written.items() if all(w in self._bare for w in by if isinstance(w, int))
+        }
         members: dict[Hashable, list[int]] = defaultdict(list)
         for root, by in written.items():
             if root not in fixed:
                 # How often each writer counts too: every channel of a group then takes as many positions.
                 members[frozenset(by.items())].append(root)
-        alone = {roots[0] for roots in members.values() if len(roots) == 1}
-        return [roots for roots in members.values() if len(roots) > 1], fixed | alone
+        return list(members.values()), fixed
 
     def _layers(self, units: Ids) -> tuple[str, ...]:
         """Return what writes these units, layers before bare parameters."""

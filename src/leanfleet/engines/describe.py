@@ -1,0 +1,97 @@
+"""What there is: networks with their channel groups and costs, and the machine with its packages and data."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from leanfleet.data import KNOWN, find
+from leanfleet.engines.local import default_workers
+from leanfleet.errors import NetworkError
+from leanfleet.nets import NETWORKS, build
+from leanfleet.subnet import SubnetPlan
+
+_PACKAGES = (
+    *("torch", "numpy", "pydantic", "typer", "rich", "safetensors", "networkx", "tomli-w"),
+    *("datasets", "flwr-datasets", "scikit-learn", "pillow", "matplotlib"),
+)
+
+
+def network(
+    name: str,
+    *,
+    keep: Sequence[str] | None = None,
+    classes: int | None = None,
+    shape: tuple[int, int, int] | None = None,
+) -> dict[str, Any]:
+    """Return a network's layers, channel groups and costs, ready for JSON.
+
+    Args:
+        name: A reference network, or `package.module:function` of the user's.
+        keep: Layers whose channels are never dropped; the reference network's own choice if None.
+        classes: Number of classes, where it is not the usual one.
+        shape: Shape (channels, height, width) of one image; needed for a network of the user's.
+
+    Returns:
+        `name`, `shape`, `classes`, `params`; forward MACs per sample as `macs` (all), `macs_conv` (convolutions),
+        `macs_half` (expected, one rate of 0.5 for all groups); `groups` (name, channels, layers) and `layers`
+        (layer, kind, macs).
+
+    Raises:
+        NetworkError: The network is unknown, cannot be made or cannot be traced.
+    """
+    reference = NETWORKS.get(name)
+    shape = shape or (reference.shape if reference else None)
+    if shape is None and ":" in name:
+        raise NetworkError(f"network '{name}': say what images it takes, for example --shape 3,32,32")
+    net = build(name, classes=classes, shape=shape)
+    usual = reference.keep if reference else ()
+    plan = SubnetPlan.trace(net, torch.zeros(1, *(shape or ())), usual if keep is None else keep)
+    layers = [{"layer": t.layer, "kind": t.kind, "macs": plan.term_macs(t)} for t in plan.terms]
+    return {
+        "name": name,
+        "shape": list(shape or ()),
+        "classes": classes or (reference.classes if reference else None),
+        "params": sum(p.numel() for p in net.parameters()),
+        "macs": plan.macs_of(plan.full),
+        "macs_conv": sum(layer["macs"] for layer in layers if layer["kind"] == "conv"),
+        "macs_half": plan.macs(plan.uniform(0.5)),
+        "groups": [{"name": g.name, "channels": g.channels, "layers": list(g.layers)} for g in plan.groups],
+        "layers": layers,
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Return versions, cores, GPUs and where data sets were found, ready for JSON.
+
+    Data sets are `digits` and those known by name: a path, `hf:owner/name` for what would be fetched from the hub,
+    "built in", or None for what is not to be had.
+    """
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    packages = {name: _version(name) for name in _PACKAGES}
+    sets = {name: str(find(name) or (f"hf:{known.hub}" if known.hub else "")) for name, known in KNOWN.items()}
+    digits = "built in" if packages["scikit-learn"] else ""
+    return {
+        "leanfleet": _version("leanfleet"),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "packages": packages,
+        "cores": os.cpu_count(),
+        "workers": default_workers(),
+        "torch_threads": torch.get_num_threads(),
+        "gpus": gpus,
+        "data_folder": os.environ.get("LEANFLEET_DATA") or None,
+        "data": {name: found or None for name, found in {"digits": digits, **sets}.items()},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,171 @@
+"""What is done with a trained network: evaluate it on any data, export it for inference."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import io
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from leanfleet.data import DataSet
+from leanfleet.data import load as load_named
+from leanfleet.engines.devices import recalibrated, start
+from leanfleet.engines.job import Job, make_job
+from leanfleet.engines.local import default_workers, evaluate_on, saved_params
+from leanfleet.errors import DataError, RecordError, UserError
+from leanfleet.experiment import load
+from leanfleet.runs import Run
+from leanfleet.storage import save_tensors, write_bytes
+from leanfleet.workers import Workers
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a trained network is worth.
+
+    Attributes:
+        data: Name of the data set.
+        samples: Test samples.
+        round: The rounds it was trained.
+        accuracy: Evaluation A, a fraction: norms use each test batch's own statistics.
+        accuracy_recalibrated: Evaluation B: norms use the statistics of training images.
+        loss: Mean cross entropy, evaluation A.
+        loss_recalibrated: The same, evaluation B.
+    """
+
+    data: str
+    samples: int
+    round: int
+    accuracy: float
+    accuracy_recalibrated: float
+    loss: float
+    loss_recalibrated: float
+
+
+def evaluate(
+    folder: Path,
+    source: str | DataSet | None = None,
+    *,
+    workers: int | None = None,
+    device: str = "cpu",
+) -> Evaluation:
+    """Evaluate the last checkpoint of a run on the test samples of any data that fit its network.
+
+    Images are normalised, and evaluation B's statistics are taken, as in the run's own data: a network in use
+    knows no other.
+
+    Args:
+        folder: The run's record.
+        source: A data set, or what names one; the run's own if None.
+        workers: Worker processes; one a core if None.
+        device: Where torch computes.
+
+    Raises:
+        RecordError: The record is missing, damaged or has no checkpoint yet.
+        DataError: The data cannot be read or do not fit the network.
+    """
+    job, params, rounds = _open(folder)
+    if source is not None:
+        job = dataclasses.replace(job, data=_tested_on(job.data, _load(source, job)))
+    with Workers(workers or default_workers(), start, (job.experiment, job.data, job.parts, device)) as pool:
+        (accuracy, loss), (accuracy_b, loss_b) = (
+            evaluate_on(pool, params, recalibrate=recalibrate) for recalibrate in (False, True)
+        )
+    return Evaluation(job.data.name, len(job.data.test), rounds, accuracy, accuracy_b, loss, loss_b)
+
+
+def trained(folder: Path) -> tuple[nn.Module, DataSet]:
+    """Return a run's network as evaluation B has it, ready for inference, and the run's data.
+
+    Raises:
+        RecordError: The record is missing, damaged or has no checkpoint yet.
+    """
+    job, params, _ = _open(folder)
+    return recalibrated(job, params, torch.device("cpu")), job.data
+
+
+def export(folder: Path, file: Path) -> None:
+    """Write a run's network with recalibrated norm statistics (evaluation B), for any batch size.
+
+    The file's name says how: `.safetensors` (parameters and statistics by name), `.pt2` (an ExportedProgram for
+    `torch.export.load`), `.ts` or `.torchscript` (for `torch.jit.load`). With it goes `leanfleet.json`, or metadata
+    of that name: image shape, classes, and the mean and deviation by which images are normalised.
+
+    Raises:
+        UserError: The file's name says nothing, or the network cannot be exported so.
+        RecordError: The record is missing, damaged or has no checkpoint yet.
+        StorageError: The disk refuses.
+    """
+    if file.suffix not in _FORMATS:
+        raise UserError(f"{file}: what to write? The name should end in {', '.join(_FORMATS)}")
+    net, data = trained(folder)
+    # Two images: with one, exporters take the batch size for a constant.
+    example = torch.zeros(2, *data.shape)
+    about = {"shape": data.shape, "classes": data.classes, "mean": data.mean, "std": data.std}
+    try:
+        _FORMATS[file.suffix](file, net, example, {"leanfleet.json": json.dumps(about)})
+    except (RuntimeError, torch._dynamo.exc.TorchDynamoException) as error:
+        line = str(error).partition("\n")[0]
+        raise UserError(f"{file}: this network cannot be exported so: {line}; try .safetensors") from error
+
+
+def _safetensors(file: Path, net: nn.Module, example: Tensor, about: Mapping[str, str]) -> None:
+    save_tensors(file, net.state_dict(), about)
+
+
+def _exported_program(file: Path, net: nn.Module, example: Tensor, about: Mapping[str, str]) -> None:
+    program = torch.export.export(net, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer, extra_files=dict(about))
+    write_bytes(file, buffer.getvalue())
+
+
+def _torchscript(file: Path, net: nn.Module, example: Tensor, about: Mapping[str, str]) -> None:
+    with warnings.catch_warnings(), torch.no_grad():
+        # TorchScript is on its way out of PyTorch, but what runs on devices still reads it.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        # A copy: tracing leaves its marks on a module.
+        traced = torch.jit.trace(copy.deepcopy(net), example)
+    write_bytes(file, traced.save_to_buffer(_extra_files=dict(about)))
+
+
+_FORMATS: Mapping[str, Callable[[Path, nn.Module, Tensor, Mapping[str, str]], None]] = {
+    ".safetensors": _safetensors,
+    ".pt2": _exported_program,
+    ".ts": _torchscript,
+    ".torchscript": _torchscript,
+}
+
+
+def _open(folder: Path) -> tuple[Job, dict[str, Tensor], int]:
+    """Return a run's job, its parameters, and the rounds they were trained."""
+    record = Run.open(folder)
+    latest = record.latest()
+    if latest is None:
+        raise RecordError(f"{folder}: has no checkpoint yet: no round of it is done")
+    return make_job(load(record.experiment_file)), saved_params(record), latest.round
+
+
+def _load(source: str | DataSet, job: Job) -> DataSet:
+    if isinstance(source, DataSet):
+        return source
+    return load_named(source, folder=job.experiment.data.folder)
+
+
+def _tested_on(own: DataSet, other: DataSet) -> DataSet:
+    """Return a run's data with the test samples of other data."""
+    if other.shape != own.shape:
+        shapes = ["x".join(map(str, data.shape)) for data in (other, own)]
+        raise DataError(f"{other.name}: images of {shapes[0]}; the network was trained on {shapes[1]}")
+    if len(other.classes) != len(own.classes):
+        raise DataError(
+            f"{other.name}: {len(other.classes)} classes; the network was trained on {len(own.classes)}"
+        )
+    return dataclasses.replace(own, name=other.name, test=other.test)
