@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import worker_tasks
 
+import worker_tasks
 from leanfleet.errors import DataError, WorkerError
 from leanfleet.workers import Workers
 
@@ -45,7 +45,8 @@ def test_one_worker_works_in_this_process(shared):
 
 
 @pytest.mark.parametrize(
-    ("word", "message"), [(b"die", r"worker 1 was killed by SIGKILL"), (b"exit", "worker 1 ended with exit code 7")]
+    ("word", "message"),
+    [(b"die", r"worker 1 was killed by SIGKILL"), (b"exit", "worker 1 ended with exit code 7")],
 )
 def test_a_death_is_noticed_while_others_work(pool, word, message):
     begin = time.monotonic()

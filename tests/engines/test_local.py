@@ -79,7 +79,7 @@ def test_two_workers_agree_with_one_and_with_themselves(tmp_path, reference):
         assert two.summary()[field] == reference.summary()[field]
 
 
-class Interrupted(Exception):
+class InterruptedByTestError(Exception):
     pass
 
 
@@ -87,9 +87,9 @@ class Interrupted(Exception):
 def test_an_interrupted_run_resumes_to_the_same_result(tmp_path, reference, at):
     def stop(progress):
         if progress.round == at and progress.share > 0.4:
-            raise Interrupted
+            raise InterruptedByTestError
 
-    with pytest.raises(Interrupted):
+    with pytest.raises(InterruptedByTestError):
         run(experiment(), root=tmp_path, workers=1, watch=stop)
     assert_same(resume(tmp_path / "tiny"), reference)
 
@@ -124,7 +124,9 @@ def test_every_method_runs_and_its_books_add_up(tmp_path, name):
     record = run(experiment(*overrides), root=tmp_path, workers=1)
     summary, events = record.summary(), record.events()
     assert [event["round"] for event in events] == [1, 2]
-    assert 0 < summary["macs_total"] <= sum(e["available_macs"] for e in events) * (1 + 1e-6) or name == "small"
+    assert (
+        0 < summary["macs_total"] <= sum(e["available_macs"] for e in events) * (1 + 1e-6) or name == "small"
+    )
     assert summary["bytes_down"] > 0
     assert 0 <= summary["accuracy"] <= 1
     assert summary["seconds_virtual"] >= 2.0 * (1 - 1e-9)
@@ -226,7 +228,7 @@ def test_evaluation_b_does_not_depend_on_the_batch():
 def test_shards_are_balanced_and_lose_nobody():
     work = {device: float(1 + device % 7) for device in range(35)}
     found = shards(work, 3)
-    assert sorted(sum(found, [])) == list(range(35))
+    assert sorted(d for shard in found for d in shard) == list(range(35))
     loads_ = [sum(work[d] for d in shard) for shard in found]
     assert max(loads_) - min(loads_) <= 7
     assert shards(work, 3) == found
@@ -235,9 +237,7 @@ def test_shards_are_balanced_and_lose_nobody():
 def test_traffic_between_processes_does_not_grow_with_the_number_of_devices():
     job = make_job(experiment())
     params = {n: p.detach() for n, p in job.net.named_parameters()}
-    sizes = [
-        len(encode(Devices(job).round(params, 0, 0.0, list(range(n)), lambda: None))) for n in (1, 8)
-    ]
+    sizes = [len(encode(Devices(job).round(params, 0, 0.0, list(range(n)), lambda: None))) for n in (1, 8)]
     assert sizes[1] - sizes[0] < 3_000, "only a line of outcome a device"
 
 
@@ -353,5 +353,3 @@ def test_a_gpu_gives_the_same_books(tmp_path, reference):
     record = run(experiment(), root=tmp_path, workers=1, device="cuda")
     assert record.summary()["macs_total"] == reference.summary()["macs_total"]
     assert record.summary()["accuracy"] == pytest.approx(reference.summary()["accuracy"], abs=0.1)
-
-

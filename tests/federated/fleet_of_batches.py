@@ -26,7 +26,9 @@ def net(seed: int = 0) -> nn.Module:
     )  # fmt: skip
 
 
-def method(name: str, optimiser: Optimiser | None = None, **options: Any) -> tuple[Method[Any, Any], dict[str, Tensor]]:
+def method(
+    name: str, optimiser: Optimiser | None = None, **options: Any
+) -> tuple[Method[Any, Any], dict[str, Tensor]]:
     network = net()
     plan = SubnetPlan.trace(network, torch.zeros(1, *SHAPE))
     cls = METHODS[name]
@@ -48,7 +50,12 @@ def rate(m: Method[Any, Any], samples: int, share: float) -> float:
 
 
 def take_part(
-    m: Method[Any, Any], params: dict[str, Tensor], device: int, round: int = 0, share: float = 1.0, true_share: float | None = None
+    m: Method[Any, Any],
+    params: dict[str, Tensor],
+    device: int,
+    round: int = 0,
+    share: float = 1.0,
+    true_share: float | None = None,
 ) -> tuple[Message, Message | None, Pacer, Report]:
     """Let one device take part, every message through the wire; `true_share` is what it really has."""
     if m.resources == "full":
@@ -66,7 +73,9 @@ def take_part(
     return assigned, update, pacer, report
 
 
-def play(m: Method[Any, Any], params: dict[str, Tensor], round: int, shares: tuple[float, ...]) -> dict[str, Tensor]:
+def play(
+    m: Method[Any, Any], params: dict[str, Tensor], round: int, shares: tuple[float, ...]
+) -> dict[str, Tensor]:
     total = m.empty(params)
     for device, share in enumerate(shares):
         assigned, update, _, _ = take_part(m, params, device, round, share)

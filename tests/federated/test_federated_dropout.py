@@ -37,7 +37,9 @@ def test_only_holders_vote():
     total = m.empty(params)
     m.accumulate(total, assigned, update)
     after = m.finish(params, total)
-    kept = m.plan.keep({n.removeprefix("kept/"): t.long() for n, t in assigned.tensors.items() if "kept/" in n})
+    kept = m.plan.keep(
+        {n.removeprefix("kept/"): t.long() for n, t in assigned.tensors.items() if "kept/" in n}
+    )
     rest = {n: torch.ones_like(p, dtype=torch.bool) for n, p in params.items()}
     m.plan.unpack_(rest, m.plan.pack({n: torch.zeros_like(r) for n, r in rest.items()}, kept), kept)
     assert any(bool(r.any()) for r in rest.values())

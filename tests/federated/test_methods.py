@@ -21,9 +21,13 @@ def test_a_round_changes_the_parameters_and_keeps_their_form(name):
     m, params = method(name)
     before = {n: p.clone() for n, p in params.items()}
     after = play(m, params, 0, SHARES)
-    assert {n: (p.shape, p.dtype) for n, p in after.items()} == {n: (p.shape, p.dtype) for n, p in before.items()}
+    assert {n: (p.shape, p.dtype) for n, p in after.items()} == {
+        n: (p.shape, p.dtype) for n, p in before.items()
+    }
     assert any(not torch.equal(after[n], before[n]) for n in before)
-    assert all(torch.equal(params[n], before[n]) for n in before), "assign or train wrote to the server's parameters"
+    assert all(torch.equal(params[n], before[n]) for n in before), (
+        "assign or train wrote to the server's parameters"
+    )
 
 
 def test_a_round_is_repeatable_bit_for_bit(name):
@@ -88,7 +92,9 @@ def test_an_honest_device_never_claims_more_than_the_most(name):
     m, params = method(name)
     for share in SHARES:
         _, update, _, report = take_part(m, params, 0, share=share)
-        assert update is None or float(update.scalars.get("weight", 0.0)) <= m.most_weight(report) * (1 + 1e-9)
+        assert update is None or float(update.scalars.get("weight", 0.0)) <= m.most_weight(report) * (
+            1 + 1e-9
+        )
 
 
 def test_a_slow_device_is_late_unless_the_method_knows_no_deadline(name):

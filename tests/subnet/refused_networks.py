@@ -103,7 +103,7 @@ class TwoLayers(Around):
     """A grouped convolution whose groups hold different layers."""
 
     def trouble(self, x: Tensor) -> Tensor:
-        return self.part(torch.cat([x, self.part(torch.cat([x, x], 1))], 1))
+        return self.part[1](torch.cat([x, self.part[0](x)], 1))
 
 
 class TiedWeight(Around):
@@ -161,10 +161,12 @@ REFUSED = {
     "divided-by-width": (DividedByWidth, "channel count"),
     "spread-by-width": (SpreadByWidth, "mean"),
     "blur": (Blur, "conv2d"),
-    "two-layers": (lambda: TwoLayers(nn.Conv2d(16, 8, 1, groups=2)), "node 'part_1'"),
+    "two-layers": (
+        lambda: TwoLayers(nn.ModuleList([nn.Conv2d(8, 8, 1), nn.Conv2d(16, 8, 1, groups=2)])), "module part.1"
+    ),
     "uneven-blocks": (
         lambda: Around(nn.Sequential(nn.Conv2d(8, 12, 1, groups=4), nn.GroupNorm(6, 12)), features=12),
-        "node 'part_0' needs equal counts",
+        "module part.0\\) needs equal counts",
     ),
     "tied-weight": (lambda: TiedWeight(nn.Linear(8, 10, bias=False)), "linear|part.weight"),
     "stack": (Stacked, "stack"),

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -28,7 +30,7 @@ def test_uniform_is_equidistant_in_macs_between_the_extremes():
     macs = [row.macs for row in UNIFORM.rows]
     assert len(macs) == 64
     assert (macs[0], macs[-1]) == (half, full)
-    gaps = [b - a for a, b in zip(macs, macs[1:], strict=False)]
+    gaps = [b - a for a, b in itertools.pairwise(macs)]
     assert gaps == pytest.approx([(full - half) / 63] * 63, rel=1e-3)
     assert all(len(set(row.rates)) == 1 for row in UNIFORM.rows)
 

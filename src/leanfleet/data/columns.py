@@ -109,15 +109,20 @@ def _guess(names: Sequence[str], columns: Collection[str], typed: Sequence[str])
 def _pictures(table: Table, column: str) -> Iterator[Any]:
     """Yield the decoded image of every row."""
     import datasets
+    import pyarrow as pa
 
     elsewhere = datasets.Image()
     likely: tuple[str, ...] | None = None
     rows = table.rows.select_columns([column])
+    kind = rows.data.schema.field(column).type
     try:
+        if pa.types.is_string(kind):  # would be taken for paths and addresses, to be opened one by one
+            raise TypeError(kind)
         rows = rows.cast_column(column, datasets.Image(decode=False))
-    except (TypeError, ValueError) as error:
-        kind = table.rows.features[column]
-        raise DataError(f"{table.where}: column '{column}' holds {kind}, not encoded images") from error
+    except (TypeError, ValueError, pa.ArrowException) as error:
+        raise DataError(
+            f"{table.where}: column '{column}' holds {kind}, not encoded images; name another"
+        ) from error
     # Cell by cell rather than decoded blocks, so that a damaged image is reported with its row.
     cells = (cell for block in rows.iter(batch_size=1000) for cell in block[column])
     for row, cell in enumerate(cells):

@@ -95,8 +95,8 @@ def _from_pil(picture: Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
     if picture.mode[0] in "IF":  # PIL would clip these at 255 without a word
         raise ValueError(f"its pixels have more than 8 bits (mode {picture.mode}); convert them to 8 bits")
-    base = getmodebase(picture.mode)
-    pixels = np.asarray(picture if picture.mode == base else picture.convert(base))
+    wanted = "L" if getmodebase(picture.mode) == "L" else "RGB"
+    pixels = np.asarray(picture if picture.mode == wanted else picture.convert(wanted))
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 

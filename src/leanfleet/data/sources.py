@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.utils.data
@@ -18,9 +19,10 @@ from leanfleet.data.dataset import DataSet, Split, split_80_20
 from leanfleet.data.pixels import stack
 from leanfleet.errors import DataError, did_you_mean
 
-TorchData = torch.utils.data.Dataset[Any]
+if TYPE_CHECKING:
+    import datasets
 
-_HINT = "set LEANFLEET_DATA or [data] folder to the folder that holds"
+TorchData = torch.utils.data.Dataset[Any]
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,11 @@ def load(
         return _from_torch(source)
     where = folder or os.environ.get("LEANFLEET_DATA") or None
     try:
-        return _load(source, None if where is None else Path(where), Columns(image, label, writer))
+        return _load(
+            source,
+            None if where is None else Path(where).expanduser().absolute(),
+            Columns(image, label, writer),
+        )
     except ModuleNotFoundError as error:
         raise DataError(f"{source}: needs the package {error.name}; pip install 'leanfleet[data]'") from error
 
@@ -108,7 +114,8 @@ def _load(source: str, folder: Path | None, columns: Columns) -> DataSet:
             "shakespeare: it is text and has no images; leanfleet trains on images, choose another source"
         )
     if source.startswith("hf:"):
-        return _from_hub(source.removeprefix("hf:"), source, columns, None)
+        hub = source.removeprefix("hf:")
+        return _from_hub(_fetch(hub, "", "check the name and the network"), hub, source, columns, None)
     here = None if folder is None else _found(folder / source)
     if source in KNOWN:
         known = KNOWN[source]
@@ -170,43 +177,42 @@ def _read(path: Path) -> Table:
 
 
 def _known_on_hub(name: str, folder: Path | None, columns: Columns) -> DataSet:
-    missing = f"{name}: not found" if folder is None else f"{name}: no {folder / name / 'train.parquet'}"
-    hint = f"{_HINT} {name}/train.parquet"
-    hub = KNOWN[name].hub
-    if hub is None:
-        raise DataError(f"{missing}, and the hub has no such set; {hint}")
-    try:
-        return _from_hub(hub, name, columns, KNOWN[name].first_classes)
-    except _HubError as error:
-        raise DataError(f"{missing}, and not to be had from the hub ({error}); {hint}") from error
+    missing = "no folder is set" if folder is None else f"there is no {folder / name / 'train.parquet'}"
+    advice = f"set LEANFLEET_DATA or [data] folder to the folder that holds {name}/train.parquet"
+    known = KNOWN[name]
+    if known.hub is None:
+        raise DataError(f"{name}: {missing}, and the hub has no such set; {advice}")
+    splits = _fetch(known.hub, f"{name}: {missing}, and ", advice)
+    return _from_hub(splits, known.hub, name, columns, known.first_classes)
 
 
-class _HubError(DataError):
-    """The hub did not give the set; whoever knows another place for it can say so."""
-
-
-def _from_hub(hub: str, name: str, columns: Columns, first_classes: int | None) -> DataSet:
+def _fetch(hub: str, before: str, advice: str) -> datasets.DatasetDict:
+    """Return all splits of a set of the hub."""
     import datasets
 
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
     try:
-        splits = datasets.load_dataset(hub)
+        log.setLevel(logging.ERROR)  # without a network it warns of each of its retries; one line is enough
+        return datasets.load_dataset(hub)
     except (
         Exception
     ) as error:  # no network, no such set, no rights: its libraries share no base class for these
         reason = f"{type(error).__name__}: {_line(error)}"
-        raise _HubError(f"hf:{hub}: {reason}; check the name and the network") from error
-    train = splits.get("train")
-    if train is None:
-        raise DataError(
-            f"hf:{hub}: has no train split, only {', '.join(splits)}; save one as Parquet and give its path"
-        )
-    test = next((splits[key] for key in ("test", "validation") if key in splits), None)
+        raise DataError(f"{before}the hub does not give hf:{hub} ({reason}); {advice}") from error
+    finally:
+        log.setLevel(level)
+
+
+def _from_hub(
+    splits: datasets.DatasetDict, hub: str, name: str, columns: Columns, first_classes: int | None
+) -> DataSet:
+    if "train" not in splits:
+        have = ", ".join(splits)
+        raise DataError(f"hf:{hub}: has no train split, only {have}; save one as Parquet and give its path")
+    tables = {half: Table(rows, f"hf:{hub} ({half})") for half, rows in splits.items()}
     return from_tables(
-        name,
-        Table(train, f"hf:{hub} (train)"),
-        None if test is None else Table(test, f"hf:{hub} (test)"),
-        columns,
-        first_classes,
+        name, tables["train"], tables.get("test", tables.get("validation")), columns, first_classes
     )
 
 

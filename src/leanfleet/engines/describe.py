@@ -12,7 +12,7 @@ import torch
 
 from leanfleet.data import KNOWN, find
 from leanfleet.engines.local import default_workers
-from leanfleet.errors import NetworkError
+from leanfleet.errors import NetworkError, UserError
 from leanfleet.nets import NETWORKS, build
 from leanfleet.subnet import SubnetPlan
 
@@ -74,7 +74,9 @@ def machine() -> dict[str, Any]:
     """
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     packages = {name: _version(name) for name in _PACKAGES}
-    sets = {name: str(find(name) or (f"hf:{known.hub}" if known.hub else "")) for name, known in KNOWN.items()}
+    sets = {
+        name: str(find(name) or (f"hf:{known.hub}" if known.hub else "")) for name, known in KNOWN.items()
+    }
     digits = "built in" if packages["scikit-learn"] else ""
     return {
         "leanfleet": _version("leanfleet"),
@@ -88,6 +90,32 @@ def machine() -> dict[str, Any]:
         "data_folder": os.environ.get("LEANFLEET_DATA") or None,
         "data": {name: found or None for name, found in {"digits": digits, **sets}.items()},
     }
+
+
+def check_device(name: str) -> None:
+    """Check that torch can compute on a device such as "cpu", "cuda" or "cuda:1".
+
+    Raises:
+        UserError: It cannot.
+    """
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        line = str(error).partition("\n")[0]
+        raise UserError(f"--device {name}: torch cannot compute there: {line}") from error
+
+
+def parse_shape(text: str) -> tuple[int, int, int]:
+    """Return the shape (channels, height, width) that is written like `3,32,32`.
+
+    Raises:
+        UserError: It is not.
+    """
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise UserError(f"--shape {text}: should be channels,height,width, such as 3,32,32")
+    channels, height, width = map(int, parts)
+    return channels, height, width
 
 
 def _version(package: str) -> str | None:

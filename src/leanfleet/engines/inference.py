@@ -132,7 +132,7 @@ def _torchscript(file: Path, net: nn.Module, example: Tensor, about: Mapping[str
         # TorchScript is on its way out of PyTorch, but what runs on devices still reads it.
         warnings.simplefilter("ignore", DeprecationWarning)
         # A copy: tracing leaves its marks on a module.
-        traced = torch.jit.trace(copy.deepcopy(net), example)
+        traced = torch.jit.trace(copy.deepcopy(net), example)  # type: ignore[no-untyped-call]
     write_bytes(file, traced.save_to_buffer(_extra_files=dict(about)))
 
 

@@ -34,7 +34,10 @@ class Parts:
     def of(cls, parts: Sequence[Tensor]) -> Parts:
         """Lay the devices' indices end to end."""
         ends = torch.tensor([len(part) for part in parts]).cumsum(0)
-        return cls(torch.cat(list(parts)).share_memory_(), ends.share_memory_())
+        laid = cls(torch.cat(list(parts)), ends)
+        for tensor in (laid.indices, laid.ends):
+            tensor.share_memory_()  # type: ignore[no-untyped-call]
+        return laid
 
     def __len__(self) -> int:
         return len(self.ends)

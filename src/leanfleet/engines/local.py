@@ -23,7 +23,7 @@ from leanfleet.ledger import Ledger
 from leanfleet.randomness import numpy_generator
 from leanfleet.runs import Run
 from leanfleet.subnet.lut import Lut
-from leanfleet.wire import Message, decode, encode
+from leanfleet.wire import Message, Scalar, decode, encode
 from leanfleet.workers import Workers
 
 _LUT = "lut.safetensors"
@@ -194,7 +194,7 @@ class _Server:
     def _requests(self, chosen: Sequence[int], begin: float) -> list[bytes]:
         reports = {d: Report(self.job.samples(d), self.job.means(d).rate(begin)) for d in chosen}
         work = {d: self.job.method.work(report) for d, report in reports.items()}
-        asked = {"task": "round", "round": self.round, "start": begin}
+        asked: dict[str, Scalar] = {"task": "round", "round": self.round, "start": begin}
         return [
             encode(Message(self.params, {**asked, "devices": json.dumps(shard)}))
             for shard in shards(work, self.workers)
@@ -272,7 +272,7 @@ class _Server:
 
 def evaluate_on(pool: Workers, params: Mapping[str, Tensor], *, recalibrate: bool) -> tuple[float, float]:
     """Return accuracy (evaluation A, or B if `recalibrate`) and mean loss, the batches spread over workers."""
-    asked = {"task": "evaluate", "workers": pool.count, "recalibrate": recalibrate}
+    asked: dict[str, Scalar] = {"task": "evaluate", "workers": pool.count, "recalibrate": recalibrate}
     requests = [encode(Message(dict(params), {**asked, "worker": i})) for i in range(pool.count)]
     answers = [decode(answer).scalars for answer in pool.ask(requests)]
     count = sum(int(a["count"]) for a in answers)

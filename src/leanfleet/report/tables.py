@@ -190,7 +190,7 @@ def _cost_cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _wide(title: str, lines: Sequence[tuple[str, ...]]) -> Table:
-    table = _table(title)
+    table = empty_table(title)
     for number, name in enumerate(lines[0]):
         table.add_column(name, justify="right" if number else "left", no_wrap=True)
     for line in lines[1:]:
@@ -207,7 +207,7 @@ def _columns(table: Table) -> int:
 
 
 def _narrow(pairs: Iterable[tuple[str, str]]) -> Table:
-    table = _table(None)
+    table = empty_table(None)
     for pair in pairs:
         if table.columns:
             table.add_row(*pair)
@@ -217,7 +217,8 @@ def _narrow(pairs: Iterable[tuple[str, str]]) -> Table:
     return table
 
 
-def _table(title: str | None) -> Table:
+def empty_table(title: str | None) -> Table:
+    """Return a table without columns, in the looks of all our tables."""
     from rich import box
     from rich.table import Table
 

@@ -166,14 +166,17 @@ class Builder:
 
     def refuse(self, node: fx.Node, layout: Layout | None, what: str) -> None:
         """Refuse the network at the end unless these channels turn out never to be dropped."""
-        self.units.demand_fixed(layout, f"node '{node.name}' ({describe(node)}) {what}")
+        self.units.demand_fixed(layout, f"{describe(node)} {what}")
+
+    def equal(self, node: fx.Node, units: Ids, blocks: int) -> None:
+        """Keep the same count in each of `blocks` equal stretches of a layout."""
+        self.units.equal(units, blocks, describe(node))
 
     def refuse_sizes(self, node: fx.Node, argument: Any) -> None:
         """Refuse the use of a channel count, which is another number in every narrow network."""
         for n in _nodes(argument):
             if n.name in self.sizes_of:
-                what = f"computes with a channel count ({describe(n)})"
-                self.refuse(node, self.sizes_of[n.name], what)
+                self.refuse(node, self.sizes_of[n.name], "computes with a channel count")
 
     def refuse_cut(self, node: fx.Node, parameter: str) -> None:
         """Refuse the network at the end if this parameter, which `node` needs whole, is cut elsewhere."""
@@ -247,13 +250,9 @@ def layer_of(parameter: str) -> str:
 
 
 def describe(node: fx.Node) -> str:
-    """Return how a node reads in the user's code."""
-    if node.op == "call_module":
-        return f"module {node.target}"
-    target = (
-        node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-    )
-    return f"{target}()"
+    """Return a node's name and how it reads in the user's code."""
+    target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
+    return f"node '{node.name}' ({f'module {target}' if node.op == 'call_module' else f'{target}()'})"
 
 
 def _nodes(argument: Any) -> list[fx.Node]:

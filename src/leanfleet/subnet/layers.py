@@ -105,8 +105,8 @@ def _dense_outputs(
     outputs = b.write(weight, rows, module.out_channels)
     if module.groups > 1:
         b.blocks[weight] = module.groups
-        b.units.equal(inputs, module.groups, node.name)
-        b.units.equal(outputs, module.groups, node.name)
+        b.equal(node, inputs, module.groups)
+        b.equal(node, outputs, module.groups)
     return outputs
 
 
@@ -173,7 +173,7 @@ def group_norm(b: Builder, node: fx.Node, module: Any) -> Run:
     units = b.units_at(x, 1)
     single = module.num_groups == len(units)
     if not single and module.num_groups > 1:
-        b.units.equal(units, module.num_groups, node.name)
+        b.equal(node, units, module.num_groups)
     number = b.number(units)
 
     def run(frame: Frame) -> Tensor:

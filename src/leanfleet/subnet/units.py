@@ -199,7 +199,7 @@ class Units:
         if len({cell_of.count(cell) for cell in cells.values()}) > 1:
             node = self._cells[min(i for r in roots for i, _ in labels.get(r, ()))][0]
             raise TraceError(
-                f"node '{node}' needs equal counts in blocks that the channels of {list(layers)} do not fill "
+                f"{node} needs equal counts in blocks that the channels of {list(layers)} do not fill "
                 f"evenly; exempt them: keep={list(layers)}"
             )
         return ChannelGroup(name, len(roots), layers, cell_of)
@@ -214,6 +214,6 @@ class Units:
             ]
             if any((row != counts[0]).any() for row in counts):
                 raise TraceError(
-                    f"node '{node}' has groups of channels that mix layers unevenly; exempt them: "
+                    f"{node} has groups of channels that mix layers unevenly; exempt them: "
                     f"keep={list(self._layers(units))}"
                 )

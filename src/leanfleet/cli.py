@@ -1,0 +1,354 @@
+"""The commands: parse, call, print.
+
+Nothing heavy is imported before a command needs it, so that `leanfleet --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import traceback
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from leanfleet.console import Display, print_json, print_tables, simple_table, width
+from leanfleet.errors import LeanfleetError, UserError
+
+if TYPE_CHECKING:
+    import click
+    from rich.table import Table
+
+    from leanfleet.experiment import Experiment
+
+_DEBUG = "LEANFLEET_DEBUG"
+_ROOT = Path("runs")
+_DEMO_METHODS = ("distreal", "federated-dropout", "small", "fedavg")
+_DEMO_SEEDS = 2
+
+
+class _Commands(TyperGroup):
+    """Takes `--debug` anywhere on the line, where one adds it when something has gone wrong."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, sorted(args, key=lambda arg: arg != "--debug"))
+
+
+app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+File = Annotated[Path, typer.Argument(metavar="X.toml", help="An experiment file.")]
+Files = Annotated[list[Path], typer.Argument(metavar="X.toml...", help="Experiment files.")]
+RunFolder = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run's folder, such as runs/distreal-digits.")
+]
+RunFolders = Annotated[
+    list[Path], typer.Argument(metavar="RUN...", help="Folders of runs or of comparisons.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override the file; may be given several times."),
+]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Worker processes.", show_default="one a core; resuming: as before")
+]
+Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")]
+Json = Annotated[bool, typer.Option("--json", help="Print plain JSON instead of tables.")]
+
+
+def main() -> None:
+    """Run the command line; every error becomes one line on stderr and an exit code."""
+    try:
+        app(prog_name="leanfleet")
+    except LeanfleetError as error:
+        _fail(str(error), 2 if isinstance(error, UserError) else 1)
+    except Exception as error:
+        _fail(f"{type(error).__name__}: {error} (unexpected: --debug shows where)", 1)
+
+
+def _fail(message: str, code: int) -> None:
+    if os.environ.get(_DEBUG):
+        traceback.print_exc()
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"leanfleet {version('leanfleet')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar=_DEBUG, help="Show where an error comes from.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Train one PyTorch network over a fleet of devices that differ in what they can spend."""
+    if debug:
+        os.environ[_DEBUG] = "1"
+
+
+@app.command()
+def demo(workers: Workers = None, as_json: Json = False) -> None:
+    """Train a small fleet on embedded data with four methods, and say what came out."""
+    from importlib.resources import files
+
+    from leanfleet.experiment import loads
+    from leanfleet.report import sentence
+
+    text = files("leanfleet").joinpath("demo.toml").read_text(encoding="utf-8")
+    tables = _compare([loads(text)], _DEMO_METHODS, _DEMO_SEEDS, "demo", workers, "cpu", as_json)
+    if not as_json:
+        print(f"\n{sentence(tables)}")
+
+
+@app.command()
+def run(
+    file: File, overrides: Set = None, workers: Workers = None, device: Device = "cpu", as_json: Json = False
+) -> None:
+    """Run an experiment and keep a record of it in runs/."""
+    from leanfleet.engines import local
+    from leanfleet.engines.describe import check_device
+    from leanfleet.experiment import load
+
+    experiment = load(file, overrides or ())
+    check_device(device)
+    with Display(_ROOT) as display:
+        record = local.run(experiment, root=_ROOT, workers=workers, device=device, watch=display)
+    _show_runs([record.folder], as_json)
+
+
+@app.command()
+def compare(
+    files: Files,
+    methods: Annotated[
+        str, typer.Option(metavar="A,B,C", help="Methods.", show_default="each file's own")
+    ] = "",
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Runs of each, with the file's seed and the next ones.")
+    ] = 3,
+    overrides: Set = None,
+    workers: Workers = None,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Run experiments with several methods and seeds; print tables and draw curves.
+
+    `leanfleet resume` goes on with a comparison that was interrupted.
+    """
+    from leanfleet.experiment import load
+
+    experiments = [load(file, overrides or ()) for file in files]
+    name = f"compare-{experiments[0].experiment.name}" if len(files) == 1 else "comparison"
+    _compare(
+        experiments,
+        [m.strip() for m in methods.split(",") if m.strip()],
+        seeds,
+        name,
+        workers,
+        device,
+        as_json,
+    )
+
+
+@app.command()
+def resume(run: RunFolder, workers: Workers = None, device: Device = "cpu", as_json: Json = False) -> None:
+    """Go on with a run or a comparison that was interrupted."""
+    from leanfleet.engines import local
+    from leanfleet.engines.compare import is_comparison
+    from leanfleet.engines.describe import check_device
+    from leanfleet.runs import Run
+
+    check_device(device)
+    if is_comparison(run):
+        _go_on(run, workers, device, as_json)
+        return
+    if Run.open(run).finished:
+        print(f"{run}: already finished", file=sys.stderr)
+    with Display(run.parent) as display:
+        local.resume(run, workers=workers, device=device, watch=display)
+    _show_runs([run], as_json)
+
+
+@app.command()
+def report(
+    runs: RunFolders,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="DIR", help="Where to put the plots.", show_default="the first RUN"
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Print tables of runs and draw their learning curves; of several seeds, mean and deviation."""
+    _show_runs(runs, as_json, plots=output or runs[0])
+
+
+@app.command()
+def evaluate(
+    run: RunFolder,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="SOURCE", help="A data set, as in [data] source.", show_default="the run's"),
+    ] = None,
+    workers: Workers = None,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Evaluate a run's network: with the test batch's norm statistics (A), and recalibrated (B)."""
+    from leanfleet.engines import inference
+    from leanfleet.engines.describe import check_device
+
+    check_device(device)
+    found = inference.evaluate(run, data, workers=workers, device=device)
+    if as_json:
+        print_json(dataclasses.asdict(found))
+        return
+    title = f"{run}: round {found.round}, {found.samples:,} test images of {found.data}"
+    rows = [
+        ("A", f"{100 * found.accuracy:.2f}", f"{found.loss:.4f}"),
+        ("B", f"{100 * found.accuracy_recalibrated:.2f}", f"{found.loss_recalibrated:.4f}"),
+    ]
+    print_tables([simple_table(title, ("evaluation", "accuracy [%]", "loss"), rows)])
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="Name ending in .safetensors, .pt2 or .ts.")
+    ],
+) -> None:
+    """Write a run's network for inference, with recalibrated norm statistics."""
+    from leanfleet.engines import inference
+
+    inference.export(run, output)
+    print(output)
+
+
+@app.command()
+def nets(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="A network, or package.module:function.")
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LAYER", help="Never drop its channels; may be given several times."),
+    ] = None,
+    classes: Annotated[
+        int | None, typer.Option(min=1, help="Number of classes.", show_default="the usual")
+    ] = None,
+    shape: Annotated[
+        str | None, typer.Option(metavar="C,H,W", help="Shape of one image.", show_default="the usual")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the reference networks, or show the layers, channel groups and MACs of one network."""
+    from leanfleet.engines.describe import network, parse_shape
+    from leanfleet.nets import NETWORKS
+
+    if name is None:
+        found = [network(known, classes=classes) for known in NETWORKS]
+        if as_json:
+            print_json(found)
+        else:
+            print_tables([_networks("reference networks", found)])
+        return
+    one = network(name, keep=keep, classes=classes, shape=parse_shape(shape) if shape else None)
+    if as_json:
+        print_json(one)
+        return
+    layers = [(layer["layer"], layer["kind"], f"{layer['macs']:,}") for layer in one["layers"]]
+    groups = [(g["name"], f"{g['channels']:,}", ", ".join(g["layers"])) for g in one["groups"]]
+    print_tables([
+        simple_table("layers", ("layer", "kind", "MACs"), layers),
+        simple_table("channel groups", ("group", "channels", "layers"), groups),
+        _networks("the whole network", [one]),
+    ])  # fmt: skip
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Show versions, cores, GPUs, and which data sets are found."""
+    from leanfleet.engines.describe import machine
+
+    found = machine()
+    if as_json:
+        print_json(found)
+        return
+    data, packages = found.pop("data"), found.pop("packages")
+    found["gpus"] = ", ".join(found["gpus"]) or "none"
+    found["data_folder"] = found["data_folder"] or "none (LEANFLEET_DATA is not set)"
+    print_tables([
+        simple_table("machine", ("what", "value"), found.items()),
+        simple_table("packages", ("package", "version"), ((k, v or "not installed") for k, v in packages.items())),
+        simple_table("data sets", ("name", "where"), ((k, v or "not found") for k, v in data.items())),
+    ])  # fmt: skip
+
+
+def _compare(
+    experiments: Sequence[Experiment],
+    methods: Sequence[str],
+    seeds: int,
+    name: str,
+    workers: int | None,
+    device: str,
+    as_json: bool,
+) -> Any:
+    from leanfleet.engines.compare import begin, variants
+    from leanfleet.engines.describe import check_device
+
+    check_device(device)
+    folder = begin(variants(experiments, methods, seeds), root=_ROOT, name=name)
+    return _go_on(folder, workers, device, as_json)
+
+
+def _go_on(folder: Path, workers: int | None, device: str, as_json: bool) -> Any:
+    """Run what is left of a comparison and report on it."""
+    from leanfleet.engines.compare import planned, resume_comparison
+
+    with Display(folder, list(planned(folder)), folder) as display:
+        runs = resume_comparison(folder, workers=workers, device=device, watch=display)
+    return _show_runs([run.folder for run in runs], as_json, plots=folder)
+
+
+def _show_runs(folders: Sequence[Path], as_json: bool, plots: Path | None = None) -> Any:
+    """Print the tables of runs and where they are; draw their curves into `plots`."""
+    from leanfleet.report import draw, group, read, render, summarise
+
+    groups = group(read(folders))
+    tables = summarise(groups)
+    files = [] if plots is None else draw(groups, plots)
+    if as_json:
+        print_json({**tables, "plots": [str(file) for file in files]})
+    else:
+        print_tables(render(tables, width()))
+        found = [f"plot: {file}" for file in files] or [f"record: {folder}" for folder in folders]
+        print("\n".join([*tables["notes"], *found]))
+    return tables
+
+
+def _networks(title: str, found: Iterable[dict[str, Any]]) -> Table:
+    rows = [
+        (
+            n["name"],
+            "x".join(map(str, n["shape"])),
+            str(n["classes"] or "-"),
+            *(f"{n[key]:,.0f}" for key in ("macs", "macs_conv", "macs_half", "params")),
+            str(len(n["groups"])),
+        )
+        for n in found
+    ]
+    names = ("name", "image", "classes", "MACs", "of convs", "at rate 0.5", "parameters", "groups")
+    return simple_table(title, names, rows)
