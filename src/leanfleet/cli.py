@@ -215,12 +215,12 @@ def evaluate(
     if as_json:
         print_json(dataclasses.asdict(found))
         return
-    title = f"{run}: round {found.round}, {found.samples:,} test images of {found.data}"
     rows = [
         ("A", f"{100 * found.accuracy:.2f}", f"{found.loss:.4f}"),
         ("B", f"{100 * found.accuracy_recalibrated:.2f}", f"{found.loss_recalibrated:.4f}"),
     ]
-    print_tables([simple_table(title, ("evaluation", "accuracy [%]", "loss"), rows)])
+    print(f"{run} after round {found.round}, on {found.samples:,} test images of {found.data}\n")
+    print_tables([simple_table(None, ("evaluation", "accuracy [%]", "loss"), rows)])
 
 
 @app.command()
@@ -345,10 +345,10 @@ def _networks(title: str, found: Iterable[dict[str, Any]]) -> Table:
             n["name"],
             "x".join(map(str, n["shape"])),
             str(n["classes"] or "-"),
-            *(f"{n[key]:,.0f}" for key in ("macs", "macs_conv", "macs_half", "params")),
+            *(f"{n[key]:,.0f}" for key in ("macs", "macs_conv", "params")),
             str(len(n["groups"])),
         )
         for n in found
     ]
-    names = ("name", "image", "classes", "MACs", "of convs", "at rate 0.5", "parameters", "groups")
+    names = ("name", "image", "classes", "MACs", "of convs", "parameters", "groups")
     return simple_table(title, names, rows)

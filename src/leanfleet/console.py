@@ -109,7 +109,7 @@ class Display:
 
     def _say_how_to_go_on(self) -> None:
         kept = f"; {self._resumes} is kept, go on with: {self._command()}" if self._resumes else ""
-        print(f"interrupted{kept or ' before anything was kept'}", file=sys.stderr)
+        print(f"interrupted{kept}", file=sys.stderr)
 
     def _command(self) -> str:
         return f"leanfleet resume {shlex.quote(str(self._resumes))}"
@@ -122,7 +122,7 @@ def width() -> int:
     return console.width if console.is_terminal or "COLUMNS" in os.environ else 120
 
 
-def simple_table(title: str, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
+def simple_table(title: str | None, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
     """Return a table; numbers, in all but the first of three or more columns, stand to the right."""
     # Here: it brings torch with it, which `--help` can do without.
     from leanfleet.report.tables import empty_table

@@ -138,6 +138,14 @@ def test_batches_never_write_into_the_split() -> None:
     assert torch.equal(split.images, before)
 
 
+def test_batches_go_to_the_device() -> None:
+    split = numbered(4)
+    ((x, y),) = batches(split, torch.arange(4), device="meta", augment="crop-flip")
+    assert x.device.type == y.device.type == "meta"
+    x, y = eval_batches(split, mean=MEAN, std=STD, seed=0, device="meta")[0]
+    assert x.device.type == y.device.type == "meta"
+
+
 def test_an_unknown_augmentation_is_refused() -> None:
     with pytest.raises(DataError, match="did you mean 'crop-flip'"):
         batches(numbered(2), torch.arange(2), augment="crop_flip")

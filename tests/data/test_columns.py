@@ -106,6 +106,8 @@ def test_the_usual_columns_are_found_by_feature_and_name() -> None:
     assert loaded(odd).classes == ("a", "b")
     fine = table(coarse_label=[0, 0], fine_label=[1, 0], features={"coarse_label": names("c")["label"]})
     assert loaded(fine).train.labels.tolist() == [1, 0]
+    shadowed = table(label=[0, 0], character=[1, 0], features={"character": names("a", "b")["label"]})
+    assert loaded(shadowed).train.labels.tolist() == [1, 0]
     plain = table(img=[png(7), png(9)], target=[0, 1], features={"image": None})
     assert loaded(plain, image="img").train.images[:, 0, 0, 0].tolist() == [7, 9]
     assert loaded(Table(plain.rows.remove_columns("image"), "")).train.images[:, 0, 0, 0].tolist() == [7, 9]

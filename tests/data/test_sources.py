@@ -118,6 +118,14 @@ def test_a_folder_may_have_both_splits_or_only_train(tmp_path: Path) -> None:
     assert load("mine", folder=tmp_path).name == "mine"
 
 
+def test_a_known_set_without_its_test_split_is_refused_unless_it_never_had_one(tmp_path: Path) -> None:
+    for name in ("cifar10", "femnist"):
+        write(tmp_path / name / "train.parquet", 10)
+    with pytest.raises(DataError, match=r"cifar10: holds train\.parquet but no test\.parquet"):
+        load("cifar10", folder=tmp_path)
+    assert len(load("femnist", folder=tmp_path).test) == 2
+
+
 def test_columns_can_be_named(tmp_path: Path) -> None:
     path = write(tmp_path / "mine.parquet", other=["b", "a"] * 5)
     assert load(str(path), label="other").classes == ("a", "b")

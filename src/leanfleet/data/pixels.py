@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # Decoding stays in one thread on purpose. Measured on 2 cores: 52 us a CIFAR image (WebP) and 33 us a Fashion-MNIST
 # image (PNG) alone, 62 and 37 us with two or four threads: at these sizes handing the interpreter lock to and fro
-# costs more than the decoder gives back. 50,000 CIFAR images take 3 s, which is little beside a run.
+# costs more than the decoder gives back. 50,000 CIFAR images take 3 to 4 s, which is little beside a run.
 
 
 def stack(pictures: Iterable[Any], count: int, where: str) -> Tensor:
@@ -59,8 +59,8 @@ def decode(data: bytes, likely: tuple[str, ...] | None) -> Image:
 
     Args:
         data: The bytes of the image's file.
-        likely: Formats (PIL's names) to try before all others. Guessing the format of the image before halves the
-            time of WebP, which PIL otherwise comes to only after some forty others.
+        likely: Formats (PIL's names) to try before all others. Guessing that of the image before saves a third of
+            the time of WebP, which PIL otherwise comes to only after dozens of others.
 
     Raises:
         OSError, ValueError, SyntaxError: The bytes are damaged; these are the three that PIL raises.

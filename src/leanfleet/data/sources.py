@@ -32,10 +32,13 @@ class Known:
     Attributes:
         hub: Its name on the Hugging Face hub, or None where only a folder has it.
         first_classes: How many of the declared classes it really has, where that is fewer.
+        has_test: Whether it comes with a test split; its folder must then hold one, so that nobody compares a
+            published number with our own split by mistake.
     """
 
     hub: str | None = None
     first_classes: int | None = None
+    has_test: bool = True
 
 
 KNOWN: Mapping[str, Known] = MappingProxyType(
@@ -46,7 +49,7 @@ KNOWN: Mapping[str, Known] = MappingProxyType(
         "mnist_writers": Known(),
         "fashion_mnist": Known("zalando-datasets/fashion_mnist"),
         "emnist_letters_a_to_j": Known(),
-        "femnist": Known("flwrlabs/femnist"),
+        "femnist": Known("flwrlabs/femnist", has_test=False),
     }
 )
 
@@ -84,21 +87,21 @@ def load(
     """
     if not isinstance(source, str):
         return _from_torch(source)
-    where = folder or os.environ.get("LEANFLEET_DATA") or None
     try:
-        return _load(
-            source,
-            None if where is None else Path(where).expanduser().absolute(),
-            Columns(image, label, writer),
-        )
+        return _load(source, _folder(folder), Columns(image, label, writer))
     except ModuleNotFoundError as error:
         raise DataError(f"{source}: needs the package {error.name}; pip install 'leanfleet[data]'") from error
 
 
 def find(name: str, folder: str | Path | None = None) -> Path | None:
     """Return the folder of a named set in `folder` or else in `LEANFLEET_DATA`, or None if it is not there."""
+    where = _folder(folder)
+    return None if where is None else _found(where / name)
+
+
+def _folder(folder: str | Path | None) -> Path | None:
     where = folder or os.environ.get("LEANFLEET_DATA")
-    return None if not where else _found(Path(where) / name)
+    return Path(where).expanduser().absolute() if where else None
 
 
 def _found(path: Path) -> Path | None:
@@ -118,17 +121,14 @@ def _load(source: str, folder: Path | None, columns: Columns) -> DataSet:
         return _from_hub(_fetch(hub, "", "check the name and the network"), hub, source, columns, None)
     here = None if folder is None else _found(folder / source)
     if source in KNOWN:
-        known = KNOWN[source]
-        if here is not None:
-            return _from_files(here, source, columns, known.first_classes)
-        return _known_on_hub(source, folder, columns)
+        return _known_on_hub(source, folder, columns) if here is None else _known_in(here, source, columns)
     path = here or Path(source).expanduser()
     if not path.exists():
         hint = did_you_mean(source, ["digits", *KNOWN])
         raise DataError(
             f"{source}: no such data set, file or folder{hint}; sets of the hub are written hf:owner/name"
         )
-    return _from_files(path, path.stem, columns, None)
+    return _from_files(path, path.stem if path.is_file() else path.name, columns, None)
 
 
 def _digits() -> DataSet:
@@ -160,7 +160,7 @@ def _read(path: Path) -> Table:
     import pyarrow.parquet
 
     # Not `load_dataset("parquet", ...)`: it would leave a second copy of the file in its cache on disk, and save no
-    # time (decoding is 95 % of it).
+    # time (decoding is most of it).
     try:
         return Table(datasets.Dataset(pa.parquet.read_table(path)), str(path))
     except (pa.ArrowException, OSError) as error:
@@ -174,6 +174,13 @@ def _read(path: Path) -> Table:
         AttributeError,
     ) as error:  # what a broken feature description leads to
         raise DataError(f"{path}: its description of the columns is damaged ({_line(error)})") from error
+
+
+def _known_in(folder: Path, name: str, columns: Columns) -> DataSet:
+    known = KNOWN[name]
+    if known.has_test and not (folder / "test.parquet").exists():
+        raise DataError(f"{folder}: holds train.parquet but no test.parquet; {name} has one, fetch it too")
+    return _from_files(folder, name, columns, known.first_classes)
 
 
 def _known_on_hub(name: str, folder: Path | None, columns: Columns) -> DataSet:

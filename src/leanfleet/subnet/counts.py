@@ -47,12 +47,12 @@ class ChannelGroup:
     layers: tuple[str, ...]
     cell_of: tuple[int, ...]
 
-    @property
+    @functools.cached_property
     def cells(self) -> int:
         """Number of blocks that keep equal counts; 1 where nothing constrains the group."""
         return max(self.cell_of) + 1
 
-    @property
+    @functools.cached_property
     def grid(self) -> tuple[int, ...]:
         """Counts this group may keep."""
         return grid(self.channels, self.cells)

@@ -18,21 +18,21 @@ class Kept(Mapping[str, Tensor]):
     """
 
     def __init__(self, sets: Mapping[str, Tensor], layouts: Layouts) -> None:
-        self._sets = dict(sets)
+        self._sets = {group.name: sets[group.name] for group in layouts.resolved.groups}
         self._layouts = layouts
         self._ids: dict[tuple[int, str], Tensor | None] = {}
-        resolved = layouts.resolved
-        mask = torch.zeros(resolved.total + 1, dtype=torch.bool)
-        mask[-1] = True
-        self._scale = torch.ones(resolved.total + 1, dtype=torch.float64)
-        self.full = True
+        counts = torch.tensor([len(ids) for ids in self._sets.values()], dtype=torch.int64)
+        self.full = torch.equal(counts, layouts.channels)
         """Whether every channel of every group is kept."""
-        for group, offset in zip(resolved.groups, resolved.offsets, strict=True):
-            kept = self._sets[group.name]
-            mask[kept + offset] = True
-            self._scale[offset : offset + group.channels] = group.channels / len(kept)
-            self.full &= len(kept) == group.channels
-        self._mask = mask
+        if self.full:
+            return
+        # The last slot is that of everything which is never dropped.
+        self._mask = torch.zeros(layouts.resolved.total + 1, dtype=torch.bool)
+        self._mask[-1] = True
+        self._mask[torch.cat(list(self._sets.values())) + layouts.offsets.repeat_interleave(counts)] = True
+        self._scale = torch.ones(layouts.resolved.total + 1, dtype=torch.float64)
+        factors = layouts.channels / counts.double()
+        self._scale[:-1] = factors.repeat_interleave(layouts.channels)
 
     def __getitem__(self, name: str) -> Tensor:
         return self._sets[name]
@@ -74,14 +74,15 @@ class Layouts:
 
     def __init__(self, units: list[Ids], resolved: Resolved) -> None:
         self.resolved = resolved
+        self.channels = torch.tensor([group.channels for group in resolved.groups], dtype=torch.int64)
+        self.offsets = torch.tensor(resolved.offsets, dtype=torch.int64)
         self.slots = [torch.from_numpy(resolved.slots(u)) for u in units]
 
     def counts_by_group(self, layout: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         """Return float64 [groups + 1]: positions per kept channel of each group; last, the fixed positions."""
         bounds = np.array([*self.resolved.offsets, self.resolved.total])
-        slots = self.slots[layout].numpy()
-        owner = np.searchsorted(bounds, slots, side="right") - 1
+        owner = np.searchsorted(bounds, self.slots[layout].numpy(), side="right") - 1
         counts = np.bincount(owner, minlength=len(bounds)).astype(np.float64)
-        sizes = np.array([*(g.channels for g in self.resolved.groups), 1.0])
+        sizes = np.array([*self.channels.tolist(), 1.0])
         per_channel: np.ndarray[tuple[int], np.dtype[np.float64]] = counts / sizes
         return per_channel

@@ -24,7 +24,8 @@ class Reshaped:
 def follow(before: tuple[int, ...], after: tuple[int, ...], dim: int) -> Reshaped | None:
     """Follow dimension `dim` through a reshape; None where it is mixed with what comes before it.
 
-    Both shapes are cut into the finest stretches of equal product; the stretch that holds `dim` decides.
+    Both shapes are cut into the finest stretches of equal product; the stretch that holds `dim` decides. A
+    single channel is not followed: it is never dropped, and its dimension may vanish.
     """
     i = j = 0
     while i < len(before):
@@ -42,7 +43,7 @@ def follow(before: tuple[int, ...], after: tuple[int, ...], dim: int) -> Reshape
 
 
 def _read(before: tuple[int, ...], after: tuple[int, ...], dim: int, start: int) -> Reshaped | None:
-    if any(size != 1 for size in before[:dim]):
+    if before[dim] == 1 or any(size != 1 for size in before[:dim]):
         return None
     real = [k for k, size in enumerate(after) if size != 1] or [0]
     if len(real) == 1:
