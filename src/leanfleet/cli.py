@@ -165,17 +165,18 @@ def compare(
 def resume(run: RunFolder, workers: Workers = None, device: Device = "cpu", as_json: Json = False) -> None:
     """Go on with a run or a comparison that was interrupted."""
     from leanfleet.engines import local
-    from leanfleet.engines.compare import is_comparison
+    from leanfleet.engines.compare import is_comparison, is_finished
     from leanfleet.engines.describe import check_device
     from leanfleet.runs import Run
 
     check_device(device)
-    if is_comparison(run):
+    together = is_comparison(run)
+    if is_finished(run) if together else Run.open(run).finished:
+        print(f"{run}: already finished", file=sys.stderr)
+    if together:
         _go_on(run, workers, device, as_json)
         return
-    if Run.open(run).finished:
-        print(f"{run}: already finished", file=sys.stderr)
-    with Display(run.parent) as display:
+    with Display(run.parent, resumes=run) as display:
         local.resume(run, workers=workers, device=device, watch=display)
     _show_runs([run], as_json)
 
@@ -310,7 +311,7 @@ def _compare(
     from leanfleet.engines.describe import check_device
 
     check_device(device)
-    folder = begin(variants(experiments, methods, seeds), root=_ROOT, name=name)
+    folder = begin(variants(experiments, methods, seeds), root=_ROOT, name=name, workers=workers)
     return _go_on(folder, workers, device, as_json)
 
 
@@ -318,24 +319,26 @@ def _go_on(folder: Path, workers: int | None, device: str, as_json: bool) -> Any
     """Run what is left of a comparison and report on it."""
     from leanfleet.engines.compare import planned, resume_comparison
 
-    with Display(folder, list(planned(folder)), folder) as display:
+    with Display(folder, list(planned(folder).experiments), folder) as display:
         runs = resume_comparison(folder, workers=workers, device=device, watch=display)
     return _show_runs([run.folder for run in runs], as_json, plots=folder)
 
 
 def _show_runs(folders: Sequence[Path], as_json: bool, plots: Path | None = None) -> Any:
     """Print the tables of runs and where they are; draw their curves into `plots`."""
-    from leanfleet.report import draw, group, read, render, summarise
+    from leanfleet.report import can_draw, draw, group, read, render, summarise
 
     groups = group(read(folders))
     tables = summarise(groups)
-    files = [] if plots is None else draw(groups, plots)
+    if plots is not None and not can_draw():
+        tables["notes"].append("no plots: they need matplotlib; pip install 'leanfleet[plots]'")
+    files = [str(file) for file in draw(groups, plots)] if plots is not None and can_draw() else []
     if as_json:
-        print_json({**tables, "plots": [str(file) for file in files]})
+        print_json({**tables, "plots": files})
     else:
         print_tables(render(tables, width()))
-        found = [f"plot: {file}" for file in files] or [f"record: {folder}" for folder in folders]
-        print("\n".join([*tables["notes"], *found]))
+        places = [f"plot: {file}" for file in files] if plots else [f"record: {f}" for f in folders]
+        print("\n".join([*tables["notes"], *places]))
     return tables
 
 

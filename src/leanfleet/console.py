@@ -17,13 +17,13 @@ from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 from rich.table import Column, Table
 
-from leanfleet.errors import LeanfleetError, UserError
+from leanfleet.errors import StorageError, WorkerError
 
 if TYPE_CHECKING:
     from leanfleet.engines.local import Progress
 
 _SECONDS_BETWEEN_LINES = 5.0
-_NARROW = 90
+_NARROW, _VERY_NARROW = 100, 72
 
 
 class Display:
@@ -69,24 +69,24 @@ class Display:
         if isinstance(error, KeyboardInterrupt):
             self._say_how_to_go_on()
             sys.exit(130)
-        if isinstance(error, LeanfleetError) and not isinstance(error, UserError) and self._resumes:
+        if isinstance(error, WorkerError | StorageError) and self._resumes:
             error.args = (f"{error}; go on with: {self._command()}",)
 
     def __call__(self, progress: Progress) -> None:
         """Show progress; the engines' `watch`."""
         if self._last is None or self._last.run != progress.run:
             self._began = (time.monotonic(), _done(progress))
-        if self._resumes is None or not self._names:
+        if self._resumes is None:
             self._resumes = self._root / progress.run
         self._last = progress
         if self._bars is not None and self._task is not None:
-            narrow = self._console.width < _NARROW
+            columns = self._console.width
             self._bars.update(
                 self._task,
-                description=self._title(progress, narrow),
+                description=self._title(progress, narrow=columns < _NARROW),
                 total=progress.rounds,
                 completed=_done(progress),
-                status=describe(progress, self._seconds_left(progress), short=narrow),
+                status=describe(progress, self._seconds_left(progress), short=columns < _VERY_NARROW),
             )
         elif time.monotonic() - self._printed >= _SECONDS_BETWEEN_LINES:
             self._print(progress)
@@ -155,7 +155,7 @@ def describe(progress: Progress, seconds_left: float | None, *, short: bool = Fa
     if short:
         return f"{rounds} {accuracy} {progress.seconds_virtual:.4g}s {left}"
     return (
-        f"round {rounds}, accuracy {accuracy}, {progress.seconds_virtual:.4g} s virtual, "
+        f"round {rounds}, acc {accuracy}, {progress.seconds_virtual:.4g} s virtual, "
         f"{100 * progress.late_share:.0f}% late, ETA {left}"
     )
 

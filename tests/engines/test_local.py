@@ -313,7 +313,10 @@ def test_ctrl_c_leaves_a_resumable_record_and_no_workers(tmp_path):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "leanfleet resume runs/tiny" in err
-    assert not any(Path(f"/proc/{pid}").exists() for pid in spawned)
+    end = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in spawned):
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_a_checkpoint_cut_in_half_is_said_and_not_made_worse(tmp_path, reference):

@@ -66,10 +66,7 @@ def _femnist_reads(f) -> dict[str, Tensor]:
 
 
 def _digits_reads(f) -> dict[str, Tensor]:
-    return {
-        "conv2": f("conv1"), "conv3": f("conv2"), "hidden": f("conv3").repeat_interleave(4),
-        "classifier": f("hidden"),
-    }  # fmt: skip
+    return {"conv2": f("conv1"), "conv3": f("conv2"), "hidden": f("conv3").repeat_interleave(4)}
 
 
 def _case(name: str, known: tuple[dict[str, int], object], shape: tuple[int, ...] | None = None) -> Case:
@@ -89,8 +86,6 @@ REFERENCES: dict[str, Case] = {
     "femnist-cnn-small": _case("femnist-cnn-small", ({"conv1": 16, "conv2": 32}, _femnist_reads)),
     "resnet-20": _case("resnet-20", _resnet((16, 32, 64)), _SMALL),
     "resnet-20-small": _case("resnet-20-small", _resnet((8, 16, 32)), _SMALL),
-    "digits-cnn": _case("digits-cnn", ({"conv1": 32, "conv2": 64, "conv3": 64, "hidden": 128}, _digits_reads)),
-    "digits-cnn-small": _case(
-        "digits-cnn-small", ({"conv1": 16, "conv2": 32, "conv3": 32, "hidden": 64}, _digits_reads)
-    ),
+    "digits-cnn": _case("digits-cnn", ({"conv1": 32, "conv2": 64, "conv3": 64}, _digits_reads)),
+    "digits-cnn-small": _case("digits-cnn-small", ({"conv1": 16, "conv2": 32, "conv3": 32}, _digits_reads)),
 }

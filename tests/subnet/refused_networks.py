@@ -50,7 +50,9 @@ class OwnHeads(Around):
         x = x.flatten(2).transpose(1, 2)
         n, t, d = x.shape
         q = x.view(n, t, 2, d // 2).transpose(1, 2)
-        return (F.softmax(q @ q.transpose(-2, -1), dim=-1) @ q).transpose(1, 2).reshape(n, t, d).transpose(1, 2)
+        return (
+            (F.softmax(q @ q.transpose(-2, -1), dim=-1) @ q).transpose(1, 2).reshape(n, t, d).transpose(1, 2)
+        )
 
 
 class Standardised(nn.Conv2d):

@@ -65,9 +65,7 @@ def test_moments_are_those_of_the_two_neighbours(channels: int, rate: float) -> 
 
 @given(st.integers(1, 4), st.integers(1, 12), rates)
 def test_bernoulli_moments_count_the_one_that_is_always_kept(cells: int, size: int, rate: float) -> None:
-    chances = {
-        n: math.comb(size, n) * (1 - rate) ** n * rate ** (size - n) for n in range(size + 1)
-    }
+    chances = {n: math.comb(size, n) * (1 - rate) ** n * rate ** (size - n) for n in range(size + 1)}
     counts = {n: cells * max(1, n) for n in chances}
     mean, variance = group(cells * size, cells).moments(rate, bernoulli=True)
     expected = sum(p * counts[n] for n, p in chances.items())
@@ -105,7 +103,9 @@ def test_a_kept_set_is_sorted_and_fills_its_cells_equally(cells: int, size: int,
     ids = own.draw_set(count, torch.Generator().manual_seed(data.draw(st.integers(0, 99))))
     assert ids.tolist() == sorted(set(ids.tolist()))
     assert len(ids) == count
-    assert torch.bincount(torch.tensor(own.cell_of)[ids], minlength=cells).tolist() == [count // cells] * cells
+    assert (
+        torch.bincount(torch.tensor(own.cell_of)[ids], minlength=cells).tolist() == [count // cells] * cells
+    )
 
 
 def test_bernoulli_keeps_at_least_one_a_cell() -> None:

@@ -36,7 +36,9 @@ def by_part(plan: SubnetPlan) -> dict[str, int]:
     for term in plan.terms:
         place, _, layer = term.layer.partition(".")
         # The layers of a block are of two kinds; all others stand for themselves.
-        found[f"{place} {layer.rpartition('.')[2]}" if place.startswith("block") else place] += plan.term_macs(term)
+        found[f"{place} {layer.rpartition('.')[2]}" if place.startswith("block") else place] += (
+            plan.term_macs(term)
+        )
     return dict(found)
 
 
@@ -145,7 +147,11 @@ def test_the_hidden_linear_layer_may_be_droppable() -> None:
 
 @pytest.mark.parametrize(
     ("name", "left"),
-    [("densenet-bc-40", (0.527, 0.252)), ("densenet-bc-100", (0.525, 0.250)), ("femnist-cnn", (0.530, 0.279))],
+    [
+        ("densenet-bc-40", (0.527, 0.252)),
+        ("densenet-bc-100", (0.525, 0.250)),
+        ("femnist-cnn", (0.530, 0.279)),
+    ],
 )
 def test_macs_left_at_the_widths_of_heterofl(name: str, left: tuple[float, float]) -> None:
     plan, generator = plan_of(name, keep=False), torch.Generator()
@@ -167,7 +173,7 @@ def test_bernoulli_draws_cost_what_is_expected(name: str, draws: int) -> None:
 
 def test_fixed_counts_cost_what_is_expected() -> None:
     plan, generator = plan_of("digits-cnn"), torch.Generator().manual_seed(0)
-    rates = (0.37, 0.11, 0.45, 0.62)
+    rates = (0.37, 0.11, 0.45)
     costs = torch.tensor(
         [float(plan.macs_of(plan.draw(rates, generator))) for _ in range(4000)], dtype=torch.float64
     )

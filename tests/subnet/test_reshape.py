@@ -30,9 +30,7 @@ from leanfleet.subnet.reshape import Reshaped, follow
         ((2, 1), (2,), 1, None),
     ],
 )
-def test_follow(
-    before: tuple[int, ...], after: tuple[int, ...], dim: int, found: Reshaped | None
-) -> None:
+def test_follow(before: tuple[int, ...], after: tuple[int, ...], dim: int, found: Reshaped | None) -> None:
     assert follow(before, after, dim) == found
 
 

@@ -63,8 +63,8 @@ class Meets(nn.Module):
     "operation",
     [
         torch.add, torch.sub, torch.mul, torch.maximum, lambda a, b: a / (b.abs() + 1.0), lambda a, b: a - b,
-        lambda a, b: torch.where(b > 0, a, b) if False else a.add(b, alpha=2.0),
-        lambda a, b: torch.add(b, other=a), lambda a, b: a.mul_(b),
+        lambda a, b: torch.where(a > b, a, b), lambda a, b: a.masked_fill(b <= 0.0, 1.0),
+        lambda a, b: a.add(b, alpha=2.0), lambda a, b: torch.add(b, other=a), lambda a, b: a.mul_(b),
     ],
 )  # fmt: skip
 def test_what_meets_elementwise_is_one_group(operation) -> None:
@@ -74,23 +74,12 @@ def test_what_meets_elementwise_is_one_group(operation) -> None:
 
 
 def test_an_operation_nobody_wrote_down_is_refused_by_its_name() -> None:
-    with pytest.raises(TraceError, match=r"node 'cumsum' \(cumsum\(\)\) cannot be cut along channels.*'a', 'b'|'a'"):
+    with pytest.raises(TraceError, match=r"node 'cumsum' \(cumsum\(\)\) cannot be cut along channels.*'a'"):
         SubnetPlan.trace(Meets(lambda a, b: torch.cumsum(a, 1) + b), torch.zeros(1, 4))
 
 
 @pytest.mark.parametrize(
-    "operation",
-    [
-        lambda a, b: a[:, [0, 1, 2, 3, 4, 5]] * b.softmax(1),
-        lambda a, b: torch.log_softmax(a + b, dim=-1),
-        lambda a, b: nn.functional.softmax(a + b),
-    ],
-)  # fmt: skip
+    "operation", [lambda a, b: torch.log_softmax(a + b, dim=-1), lambda a, b: (a * b).softmax(1)]
+)
 def test_softmax_over_channels_needs_them_all(operation) -> None:
-    example = torch.zeros(1, 4)
-    try:
-        plan = SubnetPlan.trace(Meets(operation), example)
-    except TraceError as error:
-        assert "keep=['a']" in str(error)
-        plan = SubnetPlan.trace(Meets(operation), example, keep=["a"])
-    assert plan.groups == ()
+    assert SubnetPlan.trace(Meets(operation), torch.zeros(1, 4)).groups == ()

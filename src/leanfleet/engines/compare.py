@@ -14,15 +14,30 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from leanfleet.engines.local import Watch, resume, run
+from leanfleet.engines.job import make_job
+from leanfleet.engines.local import Watch, default_workers, resume, run
 from leanfleet.errors import ExperimentError, RecordError, StorageError
 from leanfleet.experiment import Experiment, dumps, loads, override
 from leanfleet.runs import Run
 from leanfleet.storage import write_json
 
 FILE = "comparison.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a comparison consists of.
+
+    Attributes:
+        experiments: By the names of their records, in order.
+        workers: Worker processes of each run.
+    """
+
+    experiments: Mapping[str, Experiment]
+    workers: int
 
 
 def variants(
@@ -80,18 +95,23 @@ def compare(
         WorkerError: A worker died; the comparison can be resumed.
         StorageError: The disk refused; the comparison can be resumed.
     """
-    folder = begin(experiments, root=root, name=name)
-    return resume_comparison(folder, workers=workers, device=device, watch=watch)
+    folder = begin(experiments, root=root, name=name, workers=workers)
+    return resume_comparison(folder, device=device, watch=watch)
 
 
-def begin(experiments: Sequence[Experiment], *, root: Path, name: str) -> Path:
+def begin(experiments: Sequence[Experiment], *, root: Path, name: str, workers: int | None = None) -> Path:
     """Write down what is to be compared; return the folder, ready for `resume_comparison`.
 
     Raises:
+        UserError: An experiment cannot be run as it is; better said now than after the first hours.
         StorageError: The disk refuses.
     """
+    nameless = {dumps(override(e, ["experiment.name=x", "experiment.seed=0"])): e for e in experiments}
+    for experiment in nameless.values():
+        make_job(experiment)
     folder = _new_folder(root, name)
-    write_json(folder / FILE, {e.experiment.name: dumps(e) for e in experiments})
+    texts = {e.experiment.name: dumps(e) for e in experiments}
+    write_json(folder / FILE, {"workers": workers or default_workers(), "experiments": texts})
     return folder
 
 
@@ -106,20 +126,22 @@ def resume_comparison(
 
     Args:
         folder: The comparison.
-        workers: For runs that are begun anew; others take as many as before, so that the result is the same.
+        workers: As many as before if None, so that the result is the same bit for bit.
         device: Where torch computes.
         watch: Is told about progress of the present run.
 
     Raises:
         RecordError: There is no comparison, or it or a record of it is damaged or in use.
     """
+    plan = planned(folder)
     records = []
-    for name, experiment in planned(folder).items():
+    for name, experiment in plan.experiments.items():
         if (folder / name / "experiment.toml").is_file():
-            records.append(resume(folder / name, device=device, watch=watch))
+            records.append(resume(folder / name, workers=workers, device=device, watch=watch))
         else:
             _clear(folder / name)
-            records.append(run(experiment, root=folder, workers=workers, device=device, watch=watch))
+            count = workers or plan.workers
+            records.append(run(experiment, root=folder, workers=count, device=device, watch=watch))
     return records
 
 
@@ -128,20 +150,26 @@ def is_comparison(folder: Path) -> bool:
     return (folder / FILE).is_file()
 
 
-def planned(folder: Path) -> Mapping[str, Experiment]:
-    """Return the experiments of a comparison by the names of their records.
+def is_finished(folder: Path) -> bool:
+    """Return whether every run of a comparison came to its end."""
+    return all(Run(folder / name).finished for name in planned(folder).experiments)
+
+
+def planned(folder: Path) -> Plan:
+    """Return what a comparison consists of.
 
     Raises:
         RecordError: There is none in that folder, or it is damaged.
     """
     path = folder / FILE
     try:
-        texts = json.loads(path.read_text(encoding="utf-8"))
-        return {name: override(loads(text), [f"experiment.name={name}"]) for name, text in texts.items()}
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found = [loads(text) for text in content["experiments"].values()]
+        return Plan({e.experiment.name: e for e in found}, int(content["workers"]))
     except OSError as error:
         raise RecordError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, AttributeError, TypeError, ExperimentError) as error:
-        raise RecordError(f"{path}: damaged: {error}") from error
+    except (ValueError, KeyError, AttributeError, TypeError, ExperimentError) as error:
+        raise RecordError(f"{path}: damaged: {type(error).__name__}: {error}") from error
 
 
 def _variant(experiment: Experiment, method: str, seed: int, *, prefix: bool) -> Experiment:

@@ -111,7 +111,7 @@ def export(folder: Path, file: Path) -> None:
     about = {"shape": data.shape, "classes": data.classes, "mean": data.mean, "std": data.std}
     try:
         _FORMATS[file.suffix](file, net, example, {"leanfleet.json": json.dumps(about)})
-    except (RuntimeError, torch._dynamo.exc.TorchDynamoException) as error:
+    except RuntimeError as error:
         line = str(error).partition("\n")[0]
         raise UserError(f"{file}: this network cannot be exported so: {line}; try .safetensors") from error
 

@@ -47,7 +47,7 @@ class Reference:
 _CIFAR: Final = (3, 32, 32)
 _FEMNIST: Final = (1, 28, 28)
 _DIGITS: Final = (1, 8, 8)
-# Rapp et al. 2022 cut the two convolutions of the FEMNIST network, not its linear layer.
+# Rapp et al. 2022 cut convolutions: in the FEMNIST network, and so in ours for digits, not the linear layer.
 _HIDDEN: Final = ("hidden",)
 
 NETWORKS: Final[dict[str, Reference]] = {
@@ -63,9 +63,14 @@ NETWORKS: Final[dict[str, Reference]] = {
         Reference("resnet-20", partial(resnet_20, (16, 32, 64)), _CIFAR, 10, small="resnet-20-small"),
         Reference("resnet-20-small", partial(resnet_20, (8, 16, 32)), _CIFAR, 10),
         Reference(
-            "digits-cnn", partial(digits_cnn, (32, 64, 64), 128), _DIGITS, 10, small="digits-cnn-small"
+            "digits-cnn",
+            partial(digits_cnn, (32, 64, 64), 128),
+            _DIGITS,
+            10,
+            _HIDDEN,
+            small="digits-cnn-small",
         ),
-        Reference("digits-cnn-small", partial(digits_cnn, (16, 32, 32), 64), _DIGITS, 10),
+        Reference("digits-cnn-small", partial(digits_cnn, (16, 32, 32), 64), _DIGITS, 10, _HIDDEN),
     )
 }
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from leanfleet.errors import LeanfleetError
+from leanfleet.errors import StorageError
 from leanfleet.federated import METHODS
 from leanfleet.report.records import Group
 from leanfleet.storage import write_bytes
@@ -25,7 +26,6 @@ Values = npt.NDArray[np.float64]
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _SETTING = (("data", "source"), ("data", "partition"), ("network", "name"))
-_POINTS = 200
 _FEW = 40
 
 
@@ -47,13 +47,13 @@ _AXES = (
 
 @dataclass(frozen=True)
 class Band:
-    """Runs of one experiment, brought to common places.
+    """Repetitions of one experiment, evaluation by evaluation.
 
     Attributes:
-        x: [points] ascending.
-        mean: [points] mean over runs.
-        low: [points] least of any run.
-        high: [points] greatest of any run.
+        x: [evaluations] mean place over runs.
+        mean: [evaluations] mean accuracy over runs.
+        low: [evaluations] least accuracy of any run.
+        high: [evaluations] greatest accuracy of any run.
     """
 
     x: Values
@@ -62,35 +62,44 @@ class Band:
     high: Values
 
 
+def can_draw() -> bool:
+    """Return whether matplotlib is installed."""
+    return find_spec("matplotlib") is not None
+
+
 def draw(groups: Sequence[Group], folder: Path) -> list[Path]:
     """Draw accuracy against rounds, virtual time and MACs, a line and a colour a group; return the files.
 
     The line is the mean over seeds, the band reaches from the least to the greatest. Evaluation A, whole network.
 
+    Args:
+        groups: What to draw.
+        folder: Where to put the files; made if it is not there.
+
     Raises:
-        LeanfleetError: matplotlib is not installed.
         StorageError: The disk refuses.
     """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be written: {error.strerror}") from error
     return [_draw(groups, axis, folder / axis.file) for axis in _AXES]
 
 
-def band(curves: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Band:
-    """Return the mean and the reach of curves, over the stretch of x that all of them have.
+def band(group: Group, over: str) -> Band:
+    """Return mean and reach of the learning curves of a group, at the rounds that all its runs evaluated.
 
     Args:
-        curves: (x, y) of each run, x ascending; those without a point are left out.
+        group: Repetitions of one experiment.
+        over: Key of the events to go along.
     """
-    arrays = [(np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)) for x, y in curves if len(x)]
-    if not arrays:
-        empty = np.empty(0)
-        return Band(empty, empty, empty, empty)
-    start, end = max(x[0] for x, _ in arrays), min(x[-1] for x, _ in arrays)
-    places = np.unique(np.concatenate([x for x, _ in arrays]))
-    places = places[(places >= start) & (places <= end)]
-    if len(places) > _POINTS:
-        places = np.linspace(start, end, _POINTS)
-    values = np.array([np.interp(places, x, y) for x, y in arrays])
-    return Band(places, values.mean(axis=0), values.min(axis=0), values.max(axis=0))
+    runs = [{event["round"]: event for event in record.evaluations} for record in group.records]
+    rounds = sorted(set.intersection(*(set(run) for run in runs)))
+    x, y = (
+        np.array([[run[n][key] for n in rounds] for run in runs], dtype=np.float64)
+        for key in (over, "accuracy")
+    )
+    return Band(x.mean(axis=0), y.mean(axis=0), y.min(axis=0), y.max(axis=0))
 
 
 def colours(groups: Sequence[Group]) -> list[int]:
@@ -105,10 +114,8 @@ def colours(groups: Sequence[Group]) -> list[int]:
 
 
 def _draw(groups: Sequence[Group], axis: _Axis, path: Path) -> Path:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise LeanfleetError("plots need matplotlib: pip install 'leanfleet[plots]'") from None
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8.0, 4.2), dpi=150, layout="constrained")
     axes = figure.subplots()
     for group, number in zip(groups, colours(groups), strict=True):
@@ -124,7 +131,7 @@ def _draw(groups: Sequence[Group], axis: _Axis, path: Path) -> Path:
 
 
 def _line(axes: Axes, group: Group, key: str, number: int) -> None:
-    found = band([record.curve(key) for record in group.records])
+    found = band(group, key)
     colour = _COLOURS[number % len(_COLOURS)]
     # Markers only where the evaluations can be told apart; a single one would be invisible without.
     marker = _MARKERS[number % len(_MARKERS)] if len(found.x) <= _FEW else ""

@@ -14,7 +14,7 @@ from typing import Any
 from leanfleet.errors import RecordError
 from leanfleet.runs import Run
 
-Tables = dict[str, dict[str, Any]]
+Config = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Record:
     """
 
     folder: Path
-    config: Tables
+    config: Config
     events: tuple[dict[str, Any], ...]
     totals: dict[str, Any]
     finished: bool
@@ -58,6 +58,11 @@ class Record:
         participations = self.totals.get("round", 0) * self.config["fleet"]["per_round"]
         return float(self.totals.get("late_share", self.totals["stragglers"] / max(1, participations)))
 
+    @property
+    def evaluations(self) -> list[dict[str, Any]]:
+        """The rounds that ended with an evaluation."""
+        return [event for event in self.events if "accuracy" in event]
+
     def curve(self, over: str) -> tuple[list[float], list[float]]:
         """Return accuracy (a fraction, evaluation A) at every evaluation.
 
@@ -67,7 +72,7 @@ class Record:
         Returns:
             Values of `over`, ascending, and the accuracies there.
         """
-        points = [(float(e[over]), float(e["accuracy"])) for e in self.events if "accuracy" in e]
+        points = [(float(event[over]), float(event["accuracy"])) for event in self.evaluations]
         return [x for x, _ in points], [y for _, y in points]
 
     def accuracy_at(self, seconds_virtual: float) -> float | None:

@@ -156,6 +156,7 @@ def _notes(groups: Sequence[Group]) -> list[str]:
     unfinished = [r.name for group in groups for r in group.records if not r.finished]
     if unfinished:
         notes.append(f"not finished yet: {', '.join(unfinished)}")
+    notes += [note for group in groups for record in group.records for note in _rejected(record)]
     bounds = [g.label for g in groups if g.method in METHODS and METHODS[g.method].resources == "full"]
     if bounds and len(groups) > len(bounds):
         notes.append(
@@ -163,6 +164,14 @@ def _notes(groups: Sequence[Group]) -> list[str]:
             "a bound, not a competitor"
         )
     return notes
+
+
+def _rejected(record: Record) -> list[str]:
+    found = [(event["round"], why) for event in record.events for why in event.get("rejected", ())]
+    if not found:
+        return []
+    round, why = found[0]
+    return [f"{record.name}: updates left out: {len(found)}, the first in round {round} ({why})"]
 
 
 def _accuracy_names(tables: Tables) -> tuple[str, ...]:

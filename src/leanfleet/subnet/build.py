@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from leanfleet.errors import TraceError
-from leanfleet.subnet.builder import Builder, Cut, Run, Term
+from leanfleet.subnet.builder import Builder, Cut, Run, Term, describe
 from leanfleet.subnet.kept import Layouts
 from leanfleet.subnet.table import handle
 from leanfleet.subnet.trace import aliases_of, check_keep, macs_of_nodes, own_copy, shapes_of, symbolic_trace
@@ -55,7 +55,7 @@ def build(net: nn.Module, example: Tensor, keep: Iterable[str]) -> Traced:
         raise TraceError(f"{type(net).__name__} must return one tensor, its forward returns {output}")
     shapes = shapes_of(root, graph, example)
     b = Builder(root, shapes, aliases_of(root), modules, parameters)
-    runs = {node.name: handle(b, node) for node in nodes if node.op not in ("placeholder", "output")}
+    runs = {node.name: _handle(b, node) for node in nodes if node.op not in ("placeholder", "output")}
     layout = b.layout(output)
     if layout is not None:
         b.units.fix(layout.units)
@@ -73,6 +73,13 @@ def build(net: nn.Module, example: Tensor, keep: Iterable[str]) -> Traced:
         constants=b.constants,
         parameters={name: p.shape for name, p in root.named_parameters()},
     )
+
+
+def _handle(b: Builder, node: fx.Node) -> Run:
+    try:
+        return handle(b, node)
+    except Exception as error:  # arguments in a form that the operation's handler does not expect
+        raise TraceError(f"{describe(node)} is called in a way that is not understood ({error!r})") from error
 
 
 def _steps(runs: Mapping[str, Run], nodes: list[fx.Node], output: str) -> tuple[Step, ...]:

@@ -146,7 +146,7 @@ def _per_channel(b: Builder, node: fx.Node, module: Any, dim: int) -> tuple[fx.N
 
 
 def batch_norm(b: Builder, node: fx.Node, module: Any) -> Run:
-    """Batch norm on batch statistics; its running averages are neither used nor touched (section 4.4)."""
+    """Batch norm on batch statistics; running averages over random subsets would be wrong, none is kept."""
     x, weight, bias = _per_channel(b, node, module, 1)
 
     def run(frame: Frame) -> Tensor:

@@ -139,7 +139,7 @@ class SubnetPlan:
             kept: The kept sets they were packed with.
             x: [N, ...] input.
             training: Whether activation dropout of the network's own is on. Batch norm always uses batch
-                statistics (section 4.4 of our specification; later code of the same authors).
+                statistics, as later code of the same authors does.
             scale: Multiply what a layer reads by C/n of its source, inside the graph.
 
         Returns:

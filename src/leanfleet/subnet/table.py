@@ -97,21 +97,32 @@ def arithmetic(b: Builder, node: fx.Node) -> Run:
 _ARITHMETIC = (
     operator.add, operator.iadd, operator.sub, operator.isub, operator.mul, operator.imul, operator.truediv,
     operator.itruediv, operator.floordiv, operator.neg, operator.pow, operator.mod, torch.add, torch.sub, torch.mul,
-    torch.div, torch.maximum, torch.minimum, torch.neg, torch.pow, torch.where, "add", "add_", "sub", "sub_", "mul",
-    "mul_", "div", "div_", "neg", "pow",
+    torch.div, torch.maximum, torch.minimum, torch.neg, torch.pow, torch.where, operator.gt, operator.ge, operator.lt,
+    operator.le, "add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_", "neg", "pow", "masked_fill",
 )  # fmt: skip
 _UNARY = (
     F.relu, F.relu6, F.leaky_relu, F.elu, F.selu, F.celu, F.gelu, F.silu, F.mish, F.sigmoid, F.tanh, F.hardswish,
     F.hardsigmoid, F.hardtanh, F.softplus, F.logsigmoid, F.softsign, torch.relu, torch.sigmoid, torch.tanh, torch.exp,
-    torch.abs, torch.sqrt, torch.square, torch.clamp, "relu", "relu_", "sigmoid", "tanh", "clamp", "abs", "sqrt",
-    "square", "exp", "clamp_",
+    torch.log, torch.log1p, torch.sin, torch.cos, torch.erf, torch.sign, torch.abs, torch.sqrt, torch.rsqrt,
+    torch.square, torch.clamp, "relu", "relu_", "sigmoid", "tanh", "abs", "sqrt", "square", "exp", "clamp", "clamp_",
 )  # fmt: skip
 _SPATIAL = (
     F.max_pool1d, F.max_pool2d, F.max_pool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.adaptive_avg_pool1d,
     F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.interpolate,
     F.lp_pool2d, torch.max_pool2d, torch.adaptive_avg_pool1d,
 )  # fmt: skip
-_PASSING = ("contiguous", "clone", "detach", "to", "float", "double", "half", "bfloat16", "requires_grad_")
+_PASSING = (
+    "contiguous",
+    "clone",
+    "detach",
+    "to",
+    "float",
+    "double",
+    "half",
+    "bfloat16",
+    "type_as",
+    "requires_grad_",
+)
 
 FUNCTIONS: dict[Any, Handler] = {
     **dict.fromkeys(_ARITHMETIC, arithmetic),
@@ -151,7 +162,8 @@ PLAIN_MODULES: dict[type[nn.Module], Handler] = {
         (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh,
          nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Softplus, nn.LogSigmoid, nn.Softsign), elementwise),
     **dict.fromkeys(tuple(DROPOUT), dropout),
-    **dict.fromkeys((*_POOL_MODULES, *_PAD_MODULES, nn.Upsample, nn.UpsamplingBilinear2d), spatial),
+    **dict.fromkeys((*_POOL_MODULES, *_PAD_MODULES, nn.Upsample, nn.UpsamplingNearest2d,
+                     nn.UpsamplingBilinear2d), spatial),
     nn.Identity: passing,
     **dict.fromkeys((nn.Flatten, nn.Unflatten), reshape),
     nn.ChannelShuffle: channel_shuffle,

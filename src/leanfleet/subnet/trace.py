@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import traceback
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from leanfleet.errors import TraceError, did_you_mean
 from leanfleet.subnet.builder import Shapes
@@ -36,6 +39,8 @@ def symbolic_trace(net: nn.Module) -> fx.Graph:
     Raises:
         TraceError: Control flow depends on data, or the network does something torch.fx cannot follow.
     """
+    if net._forward_hooks or net._forward_pre_hooks:
+        raise TraceError(f"{type(net).__name__} has a forward hook, which torch.fx does not see; remove it")
     try:
         graph = fx.Tracer().trace(net)
     except Exception as error:  # torch.fx raises whatever the user's forward raises on a proxy
@@ -125,8 +130,6 @@ class _Count(fx.Interpreter):
         self.names, self.macs = names, dict.fromkeys(names, 0.0)
 
     def run_node(self, n: fx.Node) -> Any:
-        from torch.utils.flop_counter import FlopCounterMode
-
         if n.name not in self.names:
             return super().run_node(n)
         with FlopCounterMode(display=False) as counter:
@@ -141,7 +144,8 @@ def macs_of_nodes(
     """Return the forward MACs per sample of nodes that have no formula of ours, as torch counts them."""
 
     def count(device: str) -> dict[str, float]:
-        run = _Count(fx.GraphModule(copy.deepcopy(net).to(device), graph), names)
+        # In training mode, in which attention has no path of its own that would not be counted either.
+        run = _Count(fx.GraphModule(copy.deepcopy(net).train().to(device), graph), names)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             run.run(example[:1].detach().expand(_SAMPLES, *example.shape[1:]).to(device))
         return run.macs
@@ -150,7 +154,8 @@ def macs_of_nodes(
         # On the meta device torch takes no fused paths, which it would not count.
         return count("meta")
     except Exception:  # whatever a forward raises that makes tensors of its own
-        return count("cpu")
+        with sdpa_kernel(SDPBackend.MATH):
+            return count("cpu")
 
 
 def aliases_of(root: nn.Module) -> dict[str, str]:
@@ -169,8 +174,10 @@ def check_keep(net: nn.Module, keep: Iterable[str]) -> tuple[frozenset[str], fro
     known = {name for name, _ in net.named_modules(remove_duplicate=False) if name} | set(aliases)
     for name in keep:
         if name not in known:
+            # A deep network has hundreds of layers: without a near one, name its parts only.
+            near = difflib.get_close_matches(name, known, n=1) or [part for part, _ in net.named_children()]
             raise TraceError(
-                f"keep names '{name}', which is no layer of {type(net).__name__}{did_you_mean(name, known)}"
+                f"keep names '{name}', which is no layer of {type(net).__name__}{did_you_mean(name, near)}"
             )
     inside = {p for p in aliases for name in keep if p == name or p.startswith(f"{name}.")}
     return frozenset(keep), frozenset(aliases[p] for p in inside)
