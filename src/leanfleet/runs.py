@@ -97,7 +97,7 @@ class Run:
         Raises:
             StorageError: If the disk refuses.
         """
-        run = cls(_new_folder(root, name))
+        run = cls(new_folder(root, name))
         run._lock()
         write_text(run.experiment_file, experiment_toml)
         return run
@@ -333,7 +333,12 @@ class Run:
             raise RuntimeError(f"{self!r} is open for reading; restore() it before writing")
 
 
-def _new_folder(root: Path, name: str) -> Path:
+def new_folder(root: Path, name: str) -> Path:
+    """Make and return `root/name`, or `root/name-2`, `-3`, ... if that exists.
+
+    Raises:
+        StorageError: If the disk refuses.
+    """
     numbered = (root / f"{name}-{number}" for number in itertools.count(2))
     with _writing(root / name):
         root.mkdir(parents=True, exist_ok=True)

@@ -46,6 +46,8 @@ class Workers:
 
     def __init__(self, count: int, start: Callable[..., Handler], args: Sequence[Any]) -> None:
         self.count = count
+        # Narrow networks come in many shapes; each is compiled once, if the cache holds it.
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000")
         self._processes: list[Any] = []
         self._pipes: list[connection.Connection] = []
         if count == 1:

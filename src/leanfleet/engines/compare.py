@@ -11,17 +11,17 @@ An interrupted comparison is resumed by its folder alone: what is finished stays
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from leanfleet.engines.devices import Staff
 from leanfleet.engines.job import make_job
 from leanfleet.engines.local import Watch, default_workers, resume, run
-from leanfleet.errors import ExperimentError, RecordError, StorageError
+from leanfleet.errors import ExperimentError, RecordError
 from leanfleet.experiment import Experiment, dumps, loads, override
-from leanfleet.runs import Run
+from leanfleet.runs import Run, new_folder
 from leanfleet.storage import write_json
 
 FILE = "comparison.json"
@@ -109,7 +109,7 @@ def begin(experiments: Sequence[Experiment], *, root: Path, name: str, workers: 
     nameless = {dumps(override(e, ["experiment.name=x", "experiment.seed=0"])): e for e in experiments}
     for experiment in nameless.values():
         make_job(experiment)
-    folder = _new_folder(root, name)
+    folder = new_folder(root, name)
     texts = {e.experiment.name: dumps(e) for e in experiments}
     write_json(folder / FILE, {"workers": workers or default_workers(), "experiments": texts})
     return folder
@@ -135,13 +135,14 @@ def resume_comparison(
     """
     plan = planned(folder)
     records = []
-    for name, experiment in plan.experiments.items():
-        if (folder / name / "experiment.toml").is_file():
-            records.append(resume(folder / name, workers=workers, device=device, watch=watch))
-        else:
-            _clear(folder / name)
-            count = workers or plan.workers
-            records.append(run(experiment, root=folder, workers=count, device=device, watch=watch))
+    with Staff(device) as staff:
+        for name, experiment in plan.experiments.items():
+            if (folder / name / "experiment.toml").is_file():
+                records.append(resume(folder / name, workers=workers, watch=watch, staff=staff))
+            else:
+                _clear(folder / name)
+                count = workers or plan.workers
+                records.append(run(experiment, root=folder, workers=count, watch=watch, staff=staff))
     return records
 
 
@@ -187,15 +188,3 @@ def _clear(folder: Path) -> None:
             folder.rmdir()
         except OSError as error:
             raise RecordError(f"{folder}: in the way of a new record: {error.strerror}; move it") from error
-
-
-def _new_folder(root: Path, name: str) -> Path:
-    for folder in itertools.chain([root / name], (root / f"{name}-{n}" for n in itertools.count(2))):
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise StorageError(f"{folder}: cannot be written: {error.strerror}") from error
-        return folder
-    raise AssertionError("numbers do not end")

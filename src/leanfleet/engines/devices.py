@@ -6,7 +6,7 @@ import copy
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from leanfleet.data import Batches, DataSet, eval_batches
 from leanfleet.engines.job import Job, Parts, make_job
 from leanfleet.errors import WireError
-from leanfleet.experiment import Experiment
+from leanfleet.experiment import dumps, loads
 from leanfleet.federated import Report
 from leanfleet.fleet import Pacer, VirtualClock
 from leanfleet.randomness import key, torch_generator
 from leanfleet.wire import Message, decode, encode
-from leanfleet.workers import Handler, Tick
+from leanfleet.workers import Handler, Tick, Workers
 
 RECALIBRATION_SAMPLES = 2048
 """Training images whose statistics evaluation B and exported models carry."""
@@ -143,7 +143,7 @@ class Devices:
         """Count hits on this worker's test batches, with the whole network.
 
         Evaluation A takes each batch's own statistics; B those of training images, averaged and frozen
-        (our specification, section 4.4; A is what later code of DISTREAL's authors does).
+        (our decision; A is what later code of DISTREAL's authors does).
         """
         job = self.job
         params = {name: p.to(self.device) for name, p in params.items()}
@@ -193,20 +193,60 @@ def recalibrated(job: Job, params: Mapping[str, Tensor], device: torch.device) -
     return net.eval()
 
 
-def start(experiment: Experiment, data: DataSet, parts: Parts, device: str) -> Handler:
-    """Build a worker: it answers rounds and evaluations."""
-    devices = Devices(make_job(experiment, data, parts), device)
+def start(data: DataSet, device: str) -> Handler:
+    """Build a worker for runs on this data: it is given a job, then answers rounds and evaluations."""
+    at_work: list[Devices] = []
 
     def handle(request: bytes, tick: Tick) -> bytes:
         asked = decode(request)
         s = asked.scalars
-        if s["task"] == "round":
+        if s["task"] == "job":
+            parts = Parts(asked.tensors["indices"], asked.tensors["ends"])
+            at_work[:] = [Devices(make_job(loads(str(s["experiment"])), data, parts), device)]
+            answer = Message()
+        elif s["task"] == "round":
             chosen = json.loads(str(s["devices"]))
-            answer = devices.round(asked.tensors, int(s["round"]), float(s["start"]), chosen, tick)
+            answer = at_work[0].round(asked.tensors, int(s["round"]), float(s["start"]), chosen, tick)
         else:
-            answer = devices.evaluate(
-                asked.tensors, (int(s["worker"]), int(s["workers"])), bool(s["recalibrate"])
-            )
+            shift = int(s["worker"]), int(s["workers"])
+            answer = at_work[0].evaluate(asked.tensors, shift, bool(s["recalibrate"]))
         return encode(answer)
 
     return handle
+
+
+class Staff:
+    """Workers that stay from one run to the next, as long as data and number are the same.
+
+    Starting a process costs seconds, most of them for importing torch: more than a small run takes.
+
+    Args:
+        device: Where torch computes, "cpu" or "cuda".
+    """
+
+    def __init__(self, device: str = "cpu") -> None:
+        self._device = device
+        self._pool: Workers | None = None
+        self._data: DataSet | None = None
+
+    def for_job(self, job: Job, count: int) -> Workers:
+        """Return `count` workers that have been given this job."""
+        if self._pool is None or self._pool.count != count or self._data is not job.data:
+            self.close()
+            self._pool, self._data = Workers(count, start, (job.data, self._device)), job.data
+        tensors = {"indices": job.parts.indices, "ends": job.parts.ends}
+        told = encode(Message(tensors, {"task": "job", "experiment": dumps(job.experiment)}))
+        self._pool.ask([told] * count)
+        return self._pool
+
+    def close(self) -> None:
+        """Send the workers home."""
+        if self._pool is not None:
+            self._pool.close()
+        self._pool = self._data = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

@@ -16,14 +16,13 @@ from torch import Tensor, nn
 
 from leanfleet.data import DataSet
 from leanfleet.data import load as load_named
-from leanfleet.engines.devices import recalibrated, start
+from leanfleet.engines.devices import Staff, recalibrated
 from leanfleet.engines.job import Job, make_job
 from leanfleet.engines.local import default_workers, evaluate_on, saved_params
 from leanfleet.errors import DataError, RecordError, UserError
 from leanfleet.experiment import load
 from leanfleet.runs import Run
 from leanfleet.storage import save_tensors, write_bytes
-from leanfleet.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,8 @@ def evaluate(
     job, params, rounds = _open(folder)
     if source is not None:
         job = dataclasses.replace(job, data=_tested_on(job.data, _load(source, job)))
-    with Workers(workers or default_workers(), start, (job.experiment, job.data, job.parts, device)) as pool:
+    with Staff(device) as staff:
+        pool = staff.for_job(job, workers or default_workers())
         (accuracy, loss), (accuracy_b, loss_b) = (
             evaluate_on(pool, params, recalibrate=recalibrate) for recalibrate in (False, True)
         )

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from leanfleet.data import DataSet
-from leanfleet.engines.devices import Outcome, start
+from leanfleet.engines.devices import Outcome, Staff
 from leanfleet.engines.job import Job, make_job
 from leanfleet.errors import LeanfleetError
 from leanfleet.experiment import Experiment, dumps, load, override
@@ -63,6 +64,7 @@ def run(
     workers: int | None = None,
     device: str = "cpu",
     watch: Watch = lambda progress: None,
+    staff: Staff | None = None,
 ) -> Run:
     """Run an experiment on this machine and return its record.
 
@@ -73,6 +75,7 @@ def run(
         workers: Worker processes; one a core if None. The result depends on it within float tolerance only.
         device: Where torch computes, "cpu" or "cuda".
         watch: Is told about progress.
+        staff: Workers to share with other runs; then `device` is theirs.
 
     Raises:
         UserError: The experiment cannot be run as it is.
@@ -86,7 +89,9 @@ def run(
             lut.save(record.folder / _LUT)
             # Only now: a record must never name a table that is not there.
             record.replace_experiment(dumps(override(experiment, [f"method.lut={_LUT}"])))
-        _Server(record, job, workers or default_workers(), device, watch).go()
+        server = _Server(record, job, workers or default_workers(), watch)
+        with nullcontext(staff) if staff else Staff(device) as hands:
+            server.go(hands)
         return record
 
 
@@ -97,6 +102,7 @@ def resume(
     workers: int | None = None,
     device: str = "cpu",
     watch: Watch = lambda progress: None,
+    staff: Staff | None = None,
 ) -> Run:
     """Go on with a run from its last checkpoint; a finished one is returned as it is.
 
@@ -106,6 +112,7 @@ def resume(
         workers: As many as before if None, so that the result is the same bit for bit.
         device: Where torch computes.
         watch: Is told about progress.
+        staff: Workers to share with other runs; then `device` is theirs.
 
     Raises:
         RecordError: The record is missing, damaged or in use.
@@ -116,10 +123,11 @@ def resume(
         restored = record.restore()
         job = make_job(load(record.experiment_file), data)
         before = restored.state["workers"] if restored else None
-        server = _Server(record, job, workers or before or default_workers(), device, watch)
+        server = _Server(record, job, workers or before or default_workers(), watch)
         if restored is not None:
             server.restore(restored.round, restored.tensors, restored.state)
-        server.go()
+        with nullcontext(staff) if staff else Staff(device) as hands:
+            server.go(hands)
         return record
 
 
@@ -131,8 +139,8 @@ def default_workers() -> int:
 class _Server:
     """The server of one run: its parameters and ledger, round by round."""
 
-    def __init__(self, record: Run, job: Job, workers: int, device: str, watch: Watch) -> None:
-        self.record, self.job, self.workers, self.device, self.watch = record, job, workers, device, watch
+    def __init__(self, record: Run, job: Job, workers: int, watch: Watch) -> None:
+        self.record, self.job, self.workers, self.watch = record, job, workers, watch
         self.experiment = job.experiment
         self.params: dict[str, Tensor] = {name: p.detach().clone() for name, p in job.net.named_parameters()}
         self.ledger = Ledger.empty(len(job.parts))
@@ -149,13 +157,13 @@ class _Server:
         self.ledger = Ledger.from_state(state["ledger"], own["ledger"])
         self.accuracy, self.best = state["accuracy"], state["best_accuracy"]
 
-    def go(self) -> None:
+    def go(self, staff: Staff) -> None:
         """Run all rounds that are left, evaluate, and finish the record."""
-        arguments = (self.experiment, self.job.data, self.job.parts, self.device)
-        with Workers(self.workers, start, arguments) as pool:
-            while not self._ended():
-                self._play_round(pool)
-            recalibrated, _ = self._evaluate(pool, recalibrate=True)
+        self._show(0.0)
+        pool = staff.for_job(self.job, self.workers)
+        while not self._ended():
+            self._play_round(pool)
+        recalibrated, _ = self._evaluate(pool, recalibrate=True)
         self._pass_wall_time()
         self.record.finish(self._summary(recalibrated))
 
