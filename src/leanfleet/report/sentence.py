@@ -9,25 +9,30 @@ from leanfleet.report.tables import Spread, Tables, percent, seconds
 
 
 def sentence(tables: Tables) -> str:
-    """Compare the first group with each of the others, at the last virtual time that all runs reached.
+    """Compare the first group with each of the others, early and late: at the first and the last time of the table.
 
     A difference is called one only if it is larger than the deviations over seeds of both together.
     """
-    first, *others = [row for row in tables["groups"] if _accuracy(row) is not None]
-    begin = f"After {seconds(tables['seconds_virtual'][-1])} of virtual time {first['label']} classifies "
-    begin += f"{percent(_accuracy(first))} % of the test images correctly"
-    parts = [_against(first, other) for other in others]
-    return f"{begin}: {', '.join(parts)}." if parts else f"{begin}."
+    times = tables["seconds_virtual"]
+    parts = [_at(tables, place) for place in ((0, -1) if len(times) > 1 else (-1,))]
+    return f"After {'; after '.join(parts)}."
 
 
-def _against(first: dict[str, Any], other: dict[str, Any]) -> str:
-    mine, theirs = _accuracy(first), _accuracy(other)
+def _at(tables: Tables, place: int) -> str:
+    first, *others = [row for row in tables["groups"] if _accuracy(row, place) is not None]
+    begin = f"{seconds(tables['seconds_virtual'][place])} of virtual time {first['label']} classifies "
+    begin += f"{percent(_accuracy(first, place))} % of the test images correctly"
+    return ", ".join([begin, *(_against(first, other, place) for other in others)])
+
+
+def _against(first: dict[str, Any], other: dict[str, Any], place: int) -> str:
+    mine, theirs = _accuracy(first, place), _accuracy(other, place)
     assert mine is not None
     assert theirs is not None
     points = 100 * (mine["mean"] - theirs["mean"])
     noise = 100 * ((mine["std"] or 0.0) ** 2 + (theirs["std"] or 0.0) ** 2) ** 0.5
     label = other["label"]
-    if other["method"] in METHODS and METHODS[other["method"]].resources == "full":
+    if place == -1 and other["method"] in METHODS and METHODS[other["method"]].resources == "full":
         label += (
             f" (which spends {other['macs_total']['mean'] / first['macs_total']['mean']:.2g} times the MACs)"
         )
@@ -36,6 +41,6 @@ def _against(first: dict[str, Any], other: dict[str, Any]) -> str:
     return f"{abs(points):.1f} points {'more' if points > 0 else 'fewer'} than {label}"
 
 
-def _accuracy(row: dict[str, Any]) -> Spread | None:
-    found: Spread | None = row["accuracy_at"][-1] if row["accuracy_at"] else None
+def _accuracy(row: dict[str, Any], place: int) -> Spread | None:
+    found: Spread | None = row["accuracy_at"][place] if row["accuracy_at"] else None
     return found
