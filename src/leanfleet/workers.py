@@ -70,7 +70,8 @@ class Workers:
             LeanfleetError: What the worker raised on purpose.
         """
         if self.count == 1:
-            with one_thread():
+            # What a network draws from the global stream is no business of the caller's.
+            with one_thread(), torch.random.fork_rng(devices=[]):
                 return [self._inline(requests[0], tick)]
         answers: dict[int, bytes] = {}
         try:
