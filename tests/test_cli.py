@@ -124,7 +124,15 @@ def test_the_surface_changes_only_on_purpose() -> None:
 def test_help_and_version(cli: Cli) -> None:
     assert all(f" {name} " in cli("--help").out for name in SURFACE if name)
     assert cli("--version").out.startswith("leanfleet 0.")
-    assert cli("run").code == 2
+
+
+def test_a_wrong_command_line_is_one_line(cli: Cli) -> None:
+    refused(cli("run"), 2, "Missing argument", "leanfleet run --help")
+    refused(cli("run", "tiny.toml", "--workers", "0"), 2, "--workers")
+    refused(cli("rn"), 2, "No such command 'rn'. Did you mean 'run'? (leanfleet --help shows how)")
+    nothing = cli()
+    assert (nothing.code, nothing.err) == (2, "")
+    assert "Usage" in nothing.out
 
 
 def test_an_interrupted_run_goes_on_to_its_end(tmp_path: Path) -> None:
@@ -163,6 +171,11 @@ def test_what_can_be_done_with_a_run(cli: Cli) -> None:
 
     assert "plot: plots/accuracy-time.png" in cli("report", "runs/tiny", "-o", "plots").out
     assert Path("plots/accuracy-rounds.png").read_bytes().startswith(b"\x89PNG")
+
+    Path("file").touch()
+    unplotted = cli("report", "runs/tiny", "-o", "file/plots")
+    assert (unplotted.code, "final A" in unplotted.out) == (1, True)
+    assert unplotted.err.startswith("error: file/plots")
 
     assert cli("export", "runs/tiny", "-o", "net.safetensors") == (0, "net.safetensors\n", "")
     assert "norm1.running_var" in load_file("net.safetensors")
@@ -218,6 +231,10 @@ def test_files_that_are_not_what_they_should_be(cli: Cli) -> None:
     refused(tiny(cli, "data.source=./unlabelled.parquet"), 2, "unlabelled.parquet", "label")
     Path("trace.csv").write_text("device,seconds,rate\na,0,-0.5\n")
     refused(tiny(cli, "fleet.availability=trace", "fleet.trace=trace.csv"), 2, "trace.csv, line 2")
+    refused(
+        tiny(cli, "fleet.availability=trace", "fleet.trace=no.csv"), 2, "no.csv: cannot be read: No such file"
+    )
+    assert not Path("runs").exists()
     Path("odd.py").write_text(
         "from torch import nn\nclass Odd(nn.Module):\n"
         "    def forward(self, x):\n        return x if x.sum() > 0 else -x\n"

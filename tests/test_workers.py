@@ -91,3 +91,22 @@ def test_workers_die_with_their_parent():
     while any(_alive(pid) for pid in workers) and time.monotonic() < end:
         time.sleep(0.05)
     assert not any(_alive(pid) for pid in workers)
+
+
+def test_two_workers_that_fail_together_leave_one_error_and_no_traceback(shared, capfd):
+    with (
+        Workers(2, worker_tasks.start, (shared,)) as workers,
+        pytest.raises(WorkerError, match="ZeroDivisionError: oops"),
+    ):
+        workers.ask([b"bug", b"late bug"])
+    assert capfd.readouterr().err == ""
+
+
+def test_ctrl_c_does_not_reach_workers_that_still_import(shared):
+    with Workers(2, worker_tasks.start, (shared,)) as workers:
+        for process in workers._processes:
+            blocked = Path(f"/proc/{process.pid}/status").read_text().split("SigBlk:\t")[1][:16]
+            assert int(blocked, 16) >> (signal.SIGINT - 1) & 1
+        # Their parent still hears it.
+        assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        assert len(workers.ask([b"a", b"b"])) == 2

@@ -21,7 +21,9 @@ def start(shared: torch.Tensor) -> Handler:
             os._exit(7)
         if word == "mistake":
             raise DataError("labels.parquet has no labels")
-        if word == "bug":
+        if word == "late bug":
+            time.sleep(0.2)
+        if word.endswith("bug"):
             raise ZeroDivisionError("oops")
         if word == "sleep":
             time.sleep(60)

@@ -13,14 +13,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import click
 import typer
 from typer.core import TyperGroup
 
-from leanfleet.console import Display, print_json, print_tables, simple_table, width
+from leanfleet.console import Display, busy, print_json, print_tables, simple_table, width
 from leanfleet.errors import LeanfleetError, UserError
 
 if TYPE_CHECKING:
-    import click
     from rich.table import Table
 
     from leanfleet.experiment import Experiment
@@ -29,6 +29,7 @@ _DEBUG = "LEANFLEET_DEBUG"
 _ROOT = Path("runs")
 _DEMO_METHODS = ("distreal", "federated-dropout", "small", "fedavg")
 _DEMO_SEEDS = 2
+_WHOLE = ("name", "image", "classes", "MACs", "of convs", "parameters", "groups")
 
 
 class _Commands(TyperGroup):
@@ -36,6 +37,12 @@ class _Commands(TyperGroup):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         return super().parse_args(ctx, sorted(args, key=lambda arg: arg != "--debug"))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        # typer and click both suggest what was meant; once is enough.
+        return click.Group.resolve_command(self, ctx, args)
 
 
 app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -62,7 +69,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print plain JSON instead of 
 def main() -> None:
     """Run the command line; every error becomes one line on stderr and an exit code."""
     try:
-        app(prog_name="leanfleet")
+        sys.exit(app(prog_name="leanfleet", standalone_mode=False))
+    except click.UsageError as error:
+        # Without any argument the help has been printed, and there is nothing to add.
+        if not error.format_message():
+            sys.exit(error.exit_code)
+        path = error.ctx.command_path if error.ctx else "leanfleet"
+        _fail(f"{error.format_message().rstrip('.')} ({path} --help shows how)", error.exit_code)
     except LeanfleetError as error:
         _fail(str(error), 2 if isinstance(error, UserError) else 1)
     except Exception as error:
@@ -212,7 +225,8 @@ def evaluate(
     from leanfleet.engines.describe import check_device
 
     check_device(device)
-    found = inference.evaluate(run, data, workers=workers, device=device)
+    with busy(f"evaluating {run}"):
+        found = inference.evaluate(run, data, workers=workers, device=device)
     if as_json:
         print_json(dataclasses.asdict(found))
         return
@@ -234,7 +248,8 @@ def export(
     """Write a run's network for inference, with recalibrated norm statistics."""
     from leanfleet.engines import inference
 
-    inference.export(run, output)
+    with busy(f"exporting {run}"):
+        inference.export(run, output)
     print(output)
 
 
@@ -260,7 +275,8 @@ def nets(
     from leanfleet.nets import NETWORKS
 
     if name is None:
-        found = [network(known, classes=classes) for known in NETWORKS]
+        with busy("tracing the reference networks"):
+            found = [network(known, classes=classes) for known in NETWORKS]
         if as_json:
             print_json(found)
         else:
@@ -275,7 +291,7 @@ def nets(
     print_tables([
         simple_table("layers", ("layer", "kind", "MACs"), layers),
         simple_table("channel groups", ("group", "channels", "layers"), groups),
-        _networks("the whole network", [one]),
+        simple_table("the whole network", ("what", "value"), zip(_WHOLE, _network_cells(one), strict=True)),
     ])  # fmt: skip
 
 
@@ -332,26 +348,27 @@ def _show_runs(folders: Sequence[Path], as_json: bool, plots: Path | None = None
     tables = summarise(groups)
     if plots is not None and not can_draw():
         tables["notes"].append("no plots: they need matplotlib; pip install 'leanfleet[plots]'")
+    if not as_json:
+        # Before the plots: a folder that cannot be written to is no reason to keep the numbers back.
+        print_tables(render(tables, width()))
     files = [str(file) for file in draw(groups, plots)] if plots is not None and can_draw() else []
     if as_json:
         print_json({**tables, "plots": files})
     else:
-        print_tables(render(tables, width()))
         places = [f"plot: {file}" for file in files] if plots else [f"record: {f}" for f in folders]
         print("\n".join([*tables["notes"], *places]))
     return tables
 
 
 def _networks(title: str, found: Iterable[dict[str, Any]]) -> Table:
-    rows = [
-        (
-            n["name"],
-            "x".join(map(str, n["shape"])),
-            str(n["classes"] or "-"),
-            *(f"{n[key]:,.0f}" for key in ("macs", "macs_conv", "params")),
-            str(len(n["groups"])),
-        )
-        for n in found
-    ]
-    names = ("name", "image", "classes", "MACs", "of convs", "parameters", "groups")
-    return simple_table(title, names, rows)
+    return simple_table(title, _WHOLE, map(_network_cells, found))
+
+
+def _network_cells(found: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        found["name"],
+        "x".join(map(str, found["shape"])),
+        str(found["classes"] or "-"),
+        *(f"{found[key]:,.0f}" for key in ("macs", "macs_conv", "params")),
+        str(len(found["groups"])),
+    )

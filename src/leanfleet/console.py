@@ -8,6 +8,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -43,7 +44,8 @@ class Display:
         self._bars: Bars | None = None
         self._task: TaskID | None = None
         self._last: Progress | None = None
-        self._began = (0.0, 0.0)
+        self._start = 0.0
+        self._began: tuple[float, float] | None = None
         self._printed = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -75,6 +77,9 @@ class Display:
     def __call__(self, progress: Progress) -> None:
         """Show progress; the engines' `watch`."""
         if self._last is None or self._last.run != progress.run:
+            self._start, self._began = _done(progress), None
+        elif self._began is None and _done(progress) > self._start:
+            # Not sooner: the first device waits until workers have started, and would make hours of minutes.
             self._began = (time.monotonic(), _done(progress))
         if self._resumes is None:
             self._resumes = self._root / progress.run
@@ -104,8 +109,11 @@ class Display:
         return number if narrow else f"run {number} {progress.run}"
 
     def _seconds_left(self, progress: Progress) -> float | None:
+        left = progress.rounds - _done(progress)
+        if self._began is None or left <= 0:
+            return None if left > 0 else 0.0
         seconds, done = time.monotonic() - self._began[0], _done(progress) - self._began[1]
-        return seconds / done * (progress.rounds - _done(progress)) if done > 0 else None
+        return seconds / done * left if done > 0 else None
 
     def _say_how_to_go_on(self) -> None:
         kept = f"; {self._resumes} is kept, go on with: {self._command()}" if self._resumes else ""
@@ -113,6 +121,11 @@ class Display:
 
     def _command(self) -> str:
         return f"leanfleet resume {shlex.quote(str(self._resumes))}"
+
+
+def busy(what: str) -> AbstractContextManager[object]:
+    """Show on a terminal that something goes on, where nobody can say how long it will."""
+    return Console(stderr=True).status(f"{what} ...")
 
 
 def width() -> int:

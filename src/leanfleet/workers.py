@@ -12,8 +12,8 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from multiprocessing import connection, parent_process
+from contextlib import contextmanager, suppress
+from multiprocessing import connection, parent_process, resource_tracker
 from typing import Any, Protocol
 
 import torch
@@ -57,7 +57,8 @@ class Workers:
         for _ in range(count):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs, start, tuple(args)), daemon=True)
-            process.start()
+            with _interrupts_held_back():
+                process.start()
             theirs.close()
             self._processes.append(process)
             self._pipes.append(ours)
@@ -146,6 +147,18 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Start a process that Ctrl-C does not reach: not even while it imports, long before any code of ours runs."""
+    # Otherwise started together with the first process, whose mask it then clears.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _serve(pipe: connection.Connection, start: Callable[..., Handler], args: tuple[Any, ...]) -> None:
     # Ctrl-C reaches the whole process group; the parent alone decides what happens then.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -160,7 +173,9 @@ def _serve(pipe: connection.Connection, start: Callable[..., Handler], args: tup
         return
     except Exception as error:
         told = {"kind": type(error).__name__, "message": str(error), "trace": traceback.format_exc()}
-        pipe.send_bytes(_FAILURE + json.dumps(told).encode())
+        with suppress(OSError):
+            # Of several workers that fail, the parent hears the first and closes the others' pipes.
+            pipe.send_bytes(_FAILURE + json.dumps(told).encode())
 
 
 def _die_with_parent() -> None:

@@ -128,6 +128,8 @@ def test_an_unknown_format_is_refused_before_anything_is_read(tmp_path: Path) ->
         UserError, match=r"net\.onnx: what to write\? The name should end in \.safetensors, \.pt2"
     ):
         export(tmp_path / "no such run", tmp_path / "net.onnx")
+    with pytest.raises(UserError, match=r"net\.pt2: there is no folder .*nowhere"):
+        export(tmp_path / "no such run", tmp_path / "nowhere" / "net.pt2")
 
 
 def test_a_run_without_a_checkpoint_has_no_network(record: Run, tmp_path: Path) -> None:

@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from leanfleet.data import DataSet, load
 from leanfleet.engines import resume, run
 from leanfleet.engines.devices import Devices
+from leanfleet.engines.inference import evaluate, export
 from leanfleet.engines.job import make_job
 from leanfleet.engines.local import saved_params, shards
-from leanfleet.errors import LeanfleetError, RecordError, StorageError
+from leanfleet.errors import DataError, LeanfleetError, RecordError, StorageError
 from leanfleet.experiment import loads
 from leanfleet.federated import METHODS
 from leanfleet.ledger import PHI
@@ -356,3 +358,23 @@ def test_a_gpu_gives_the_same_books(tmp_path, reference):
     record = run(experiment(), root=tmp_path, workers=1, device="cuda")
     assert record.summary()["macs_total"] == reference.summary()["macs_total"]
     assert record.summary()["accuracy"] == pytest.approx(reference.summary()["accuracy"], abs=0.1)
+
+
+def test_a_record_of_data_given_in_python_does_not_claim_others(tmp_path):
+    digits = load("digits")
+    data = DataSet.of("mine", digits.train, digits.test, digits.classes)
+
+    def stop(progress):
+        if progress.round == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(experiment(), root=tmp_path, data=data, workers=1, watch=stop)
+    folder = tmp_path / "tiny"
+    assert 'source = "python:mine"' in (folder / "experiment.toml").read_text()
+    for again in (resume, evaluate):
+        with pytest.raises(DataError, match="python:mine: these data were given in Python"):
+            again(folder, workers=1)
+    done = resume(folder, data=data, workers=1)
+    assert evaluate(folder, data=data, workers=1).accuracy == done.summary()["accuracy"]
+    export(folder, tmp_path / "net.safetensors", data=data)

@@ -171,6 +171,8 @@ def sized(classes): return nn.Linear(2, classes)
 def shaped(*, shape, classes=5): return nn.Linear(shape[0], classes)
 def wrong(): return 3
 def broken(classes): raise RuntimeError("out of\\nluck")
+def other(width): return nn.Linear(2, width)
+def lazy(): return nn.Sequential(nn.LazyLinear(3))
 constant = 3
 """
 
@@ -207,7 +209,9 @@ constant = 3
             ("mynets:wrong", "gave a int, not a torch.nn.Module"),
             ("mynets:constant", "not a function"),
             ("mynets:broken", "RuntimeError: out of$"),
-            ("mynets:shaped", "TypeError: .* missing .*'shape'"),
+            ("mynets:shaped", "needs to know its shape; give --shape too$"),
+            ("mynets:other", "TypeError: .* missing .*'width'"),
+            ("mynets:lazy", "has lazy layers"),
             (":net", "''"),
         ],
     )

@@ -160,3 +160,35 @@ def test_three_dimensions() -> None:
 def test_groups_of_one_channel_are_a_depthwise_convolution() -> None:
     """Whatever it reads: what is never dropped comes out never dropped."""
     assert groups(nn.Sequential(nn.Conv2d(3, 12, 1, groups=3), nn.ReLU(), nn.Conv2d(12, 2, 1)), 3, 2, 2) == {}
+
+
+def test_a_kept_part_keeps_what_its_depthwise_convolution_passes_on() -> None:
+    part = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.ReLU())
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), part, nn.Conv2d(8, 6, 1), nn.ReLU(), nn.Conv2d(6, 2, 1))
+    assert groups(net, 3, 4, 4) == {"0": 8, "2": 6}
+    assert groups(net, 3, 4, 4, keep=("1",)) == {"2": 6}
+
+
+class TwoSources(nn.Module):
+    """A grouped convolution each of whose groups reads both layers, which have rates of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(2, 8, 1), nn.Conv2d(2, 8, 1)
+        self.grouped, self.up = nn.Conv2d(16, 8, 1, groups=2), nn.ConvTranspose2d(16, 8, 2, groups=2)
+        self.head = nn.Conv2d(16, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        both = F.channel_shuffle(torch.cat([self.a(x), torch.tanh(self.b(x))], 1), 2)
+        return self.head(torch.cat([F.pad(self.grouped(both), (0, 1, 0, 1)), self.up(both)], 1))
+
+
+def test_a_grouped_convolution_scales_every_source_by_its_own_rate() -> None:
+    def reads(f) -> dict[str, Tensor]:
+        both = torch.stack([f("a"), f("b")], 1).flatten()
+        return {"grouped": both, "up": both, "head": torch.cat([f("grouped"), f("up")])}
+
+    case = Case(TwoSources, (2, 3, 3), {}, reads)
+    net, plan = trace(case)
+    kept = plan.draw_counts([2, 6, 4, 6], torch.Generator())
+    check_sliced_is_masked(case, net, plan, kept)

@@ -193,3 +193,25 @@ def test_what_would_need_all_channels_is_refused(operation: Callable, message: s
     plan = SubnetPlan.trace(net, torch.zeros(1, 3, 4, 4, dtype=torch.float64), keep=["conv"])
     x = torch.randn(3, 3, 4, 4, dtype=torch.float64)
     assert torch.equal(plan.run(dict(net.named_parameters()), plan.full, x), net(x))
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        lambda x, a: x.view(x.size(0), a.size(1), 2),
+        lambda x, a: x.unsqueeze(2).expand(-1, -1, a.size(1))[:, ::2],
+        lambda x, a: x[:, : a.size(1)].unsqueeze(2),
+    ],
+)
+def test_a_channel_count_may_not_shape_another_value(shape: Callable) -> None:
+    class Borrowing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.head = nn.Linear(12, 6), nn.Linear(12, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            a = self.a(x)
+            return self.head(torch.cat([torch.relu(a), shape(x, a).mean(2)], 1))
+
+    with pytest.raises(TraceError, match=r"computes with a channel count.*keep=\['a'\]"):
+        SubnetPlan.trace(Borrowing(), torch.zeros(1, 12))

@@ -116,6 +116,10 @@ def _load(source: str, folder: Path | None, columns: Columns) -> DataSet:
         raise DataError(
             "shakespeare: it is text and has no images; leanfleet trains on images, choose another source"
         )
+    if source.startswith("python:"):
+        raise DataError(
+            f"{source}: these data were given in Python, and no file names them; give them again there, as data=..."
+        )
     if source.startswith("hf:"):
         hub = source.removeprefix("hf:")
         return _from_hub(_fetch(hub, "", "check the name and the network"), hub, source, columns, None)

@@ -52,6 +52,7 @@ def evaluate(
     folder: Path,
     source: str | DataSet | None = None,
     *,
+    data: DataSet | None = None,
     workers: int | None = None,
     device: str = "cpu",
 ) -> Evaluation:
@@ -63,6 +64,7 @@ def evaluate(
     Args:
         folder: The run's record.
         source: A data set, or what names one; the run's own if None.
+        data: The run's own data, where it is not data that a file can name.
         workers: Worker processes; one a core if None.
         device: Where torch computes.
 
@@ -70,7 +72,7 @@ def evaluate(
         RecordError: The record is missing, damaged or has no checkpoint yet.
         DataError: The data cannot be read or do not fit the network.
     """
-    job, params, rounds = _open(folder)
+    job, params, rounds = _open(folder, data)
     if source is not None:
         job = dataclasses.replace(job, data=_tested_on(job.data, _load(source, job)))
     with Staff(device) as staff:
@@ -81,22 +83,27 @@ def evaluate(
     return Evaluation(job.data.name, len(job.data.test), rounds, accuracy, accuracy_b, loss, loss_b)
 
 
-def trained(folder: Path) -> tuple[nn.Module, DataSet]:
+def trained(folder: Path, data: DataSet | None = None) -> tuple[nn.Module, DataSet]:
     """Return a run's network as evaluation B has it, ready for inference, and the run's data.
 
     Raises:
         RecordError: The record is missing, damaged or has no checkpoint yet.
     """
-    job, params, _ = _open(folder)
+    job, params, _ = _open(folder, data)
     return recalibrated(job, params, torch.device("cpu")), job.data
 
 
-def export(folder: Path, file: Path) -> None:
+def export(folder: Path, file: Path, data: DataSet | None = None) -> None:
     """Write a run's network with recalibrated norm statistics (evaluation B), for any batch size.
 
     The file's name says how: `.safetensors` (parameters and statistics by name), `.pt2` (an ExportedProgram for
     `torch.export.load`), `.ts` or `.torchscript` (for `torch.jit.load`). With it goes `leanfleet.json`, or metadata
     of that name: image shape, classes, and the mean and deviation by which images are normalised.
+
+    Args:
+        folder: The run's record.
+        file: The file to write.
+        data: The run's own data, where it is not data that a file can name.
 
     Raises:
         UserError: The file's name says nothing, or the network cannot be exported so.
@@ -105,7 +112,9 @@ def export(folder: Path, file: Path) -> None:
     """
     if file.suffix not in _FORMATS:
         raise UserError(f"{file}: what to write? The name should end in {', '.join(_FORMATS)}")
-    net, data = trained(folder)
+    if not file.parent.is_dir():
+        raise UserError(f"{file}: there is no folder {file.parent}")
+    net, data = trained(folder, data)
     # Two images: with one, exporters take the batch size for a constant.
     example = torch.zeros(2, *data.shape)
     about = {"shape": data.shape, "classes": data.classes, "mean": data.mean, "std": data.std}
@@ -144,13 +153,13 @@ _FORMATS: Mapping[str, Callable[[Path, nn.Module, Tensor, Mapping[str, str]], No
 }
 
 
-def _open(folder: Path) -> tuple[Job, dict[str, Tensor], int]:
+def _open(folder: Path, data: DataSet | None) -> tuple[Job, dict[str, Tensor], int]:
     """Return a run's job, its parameters, and the rounds they were trained."""
     record = Run.open(folder)
     latest = record.latest()
     if latest is None:
         raise RecordError(f"{folder}: has no checkpoint yet: no round of it is done")
-    return make_job(load(record.experiment_file)), saved_params(record), latest.round
+    return make_job(load(record.experiment_file), data), saved_params(record), latest.round
 
 
 def _load(source: str | DataSet, job: Job) -> DataSet:

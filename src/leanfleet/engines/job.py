@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from leanfleet.data import DataSet, load, partition
-from leanfleet.errors import ExperimentError
+from leanfleet.errors import ExperimentError, NetworkError
 from leanfleet.experiment import Experiment
 from leanfleet.federated import METHODS, Method, Optimiser, Setting
 from leanfleet.fleet import Availability, AvailabilityConfig, availability
@@ -109,7 +109,7 @@ def make_job(experiment: Experiment, data: DataSet | None = None, parts: Parts |
         net = network(experiment, own, data)
         plan = trace(net, data, NETWORKS[own].keep if own in NETWORKS else ())
     setting = Setting(plan, optimiser(experiment), experiment.fleet.round_seconds)
-    return Job(
+    job = Job(
         experiment,
         data,
         parts,
@@ -118,6 +118,9 @@ def make_job(experiment: Experiment, data: DataSet | None = None, parts: Parts |
         _availability(experiment, method_class),
         macs,
     )
+    # A trace is read at the first use: better now than in a worker, when there is a record already.
+    job.means(0)
+    return job
 
 
 def load_data(experiment: Experiment) -> DataSet:
@@ -149,8 +152,22 @@ def network(experiment: Experiment, name: str, data: DataSet) -> nn.Module:
 
 
 def trace(net: nn.Module, data: DataSet, keep: Sequence[str]) -> SubnetPlan:
-    """Return the plan of a network for this data."""
-    return SubnetPlan.trace(net, torch.zeros(1, *data.shape), keep)
+    """Return the plan of a network for this data.
+
+    Raises:
+        NetworkError: The network cannot be cut, or is no classifier of so many classes.
+    """
+    # Two images: a batch norm may refuse one.
+    example = torch.zeros(2, *data.shape)
+    plan = SubnetPlan.trace(net, example, keep)
+    with torch.no_grad():
+        found = tuple(plan.run(dict(net.named_parameters()), plan.full, example, training=False).shape)
+    if len(found) != 2 or found[0] != 2 or found[1] < len(data.classes):
+        raise NetworkError(
+            f"{type(net).__name__} gives {found} for 2 images; "
+            f"{len(data.classes)} classes need (2, {len(data.classes)})"
+        )
+    return plan
 
 
 def optimiser(experiment: Experiment) -> Optimiser:

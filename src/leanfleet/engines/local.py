@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ def run(
     Args:
         experiment: What to run.
         root: Folder of all records.
-        data: The data set, where it is not one that a file can name.
+        data: The data set, where it is not one that a file can name; `leanfleet.load_data` makes one.
         workers: Worker processes; one a core if None. The result depends on it within float tolerance only.
         device: Where torch computes, "cpu" or "cuda".
         watch: Is told about progress.
@@ -82,6 +82,10 @@ def run(
         WorkerError: A worker died; the record can be resumed.
         StorageError: The disk refused; the record can be resumed.
     """
+    if data is not None:
+        # The record must not name data that were not used.
+        own = experiment.data.model_copy(update={"source": f"python:{data.name}"})
+        experiment = replace(experiment, data=own)
     job = make_job(experiment, data)
     with Run.create(experiment.experiment.name, dumps(experiment), root) as record:
         lut = getattr(job.method, "lut", None)

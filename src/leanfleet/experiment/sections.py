@@ -51,7 +51,8 @@ class DataSection(Section):
     """`[data]`.
 
     Attributes:
-        source: Name of a data set, `hf:owner/name`, or a path: with a `/` in it, or ending in `.parquet`.
+        source: Name of a data set, `hf:owner/name`, or a path: with a `/` in it, or ending in `.parquet`. A record
+            of a run whose data were given in Python says `python:name`.
         folder: Where to find data sets by name; wins over the environment variable `LEANFLEET_DATA`.
         partition: How samples are spread over devices.
         image: Column of the images, where it is not the usual one.
@@ -71,7 +72,9 @@ class DataSection(Section):
     @property
     def source_path(self) -> Path | None:
         """The source, where it is a path and no name."""
-        if self.source.startswith("hf:") or not ("/" in self.source or self.source.endswith(".parquet")):
+        if self.source.startswith(("hf:", "python:")) or not (
+            "/" in self.source or self.source.endswith(".parquet")
+        ):
             return None
         return Path(self.source)
 

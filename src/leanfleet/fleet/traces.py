@@ -66,7 +66,9 @@ def load_traces(path: Path) -> list[Trace]:
             _check_columns(path, reader.fieldnames or ())
             for row in reader:
                 _append(rows, row, f"{path}, line {reader.line_num}")
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as a CSV file of traces: {error}") from error
     if not rows:
         raise DataError(f"{path}: holds no traces; give a line 'name,0,1' for each device")

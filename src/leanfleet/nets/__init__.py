@@ -125,6 +125,9 @@ def _users_own(name: str, known: dict[str, Any]) -> Callable[[], nn.Module]:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError) as error:
         raise NetworkError(f"network '{name}': not a function") from error
+    missing = [w for w, p in parameters.items() if w in known and known[w] is None and p.default is p.empty]
+    if missing:
+        raise NetworkError(f"network '{name}': needs to know its {missing[0]}; give --{missing[0]} too")
     taken = {word: value for word, value in known.items() if word in parameters and value is not None}
 
     def make() -> nn.Module:
@@ -134,6 +137,8 @@ def _users_own(name: str, known: dict[str, Any]) -> Callable[[], nn.Module]:
             raise NetworkError(f"network '{name}': {_line(error)}") from error
         if not isinstance(network, nn.Module):
             raise NetworkError(f"network '{name}': gave a {type(network).__name__}, not a torch.nn.Module")
+        if any(nn.parameter.is_lazy(tensor) for tensor in (*network.parameters(), *network.buffers())):
+            raise NetworkError(f"network '{name}': has lazy layers; say how many inputs they have")
         return network
 
     return make
