@@ -20,29 +20,11 @@ from leanfleet.engines.inference import evaluate, export
 from leanfleet.engines.job import make_job
 from leanfleet.engines.local import saved_params, shards
 from leanfleet.errors import DataError, LeanfleetError, RecordError, StorageError
-from leanfleet.experiment import loads
 from leanfleet.federated import METHODS
 from leanfleet.ledger import PHI
 from leanfleet.runs import Run
 from leanfleet.wire import Message, encode
-
-TOML = """
-[experiment]
-name = "tiny"
-rounds = 4
-[network]
-name = "digits-cnn-small"
-[fleet]
-devices = 10
-per_round = 4
-[training]
-momentum = 0.5
-batch_size = 16
-"""
-
-
-def experiment(*overrides):
-    return loads(TOML, overrides)
+from tiny_experiment import TOML, experiment
 
 
 def outcome(record):
@@ -217,7 +199,7 @@ def test_a_liar_cannot_buy_weight(tmp_path, monkeypatch):
         run(experiment("experiment.rounds=1"), root=tmp_path, workers=1)
 
 
-def test_evaluation_b_does_not_depend_on_the_batch():
+def test_evaluations_repeat():
     job = make_job(experiment())
     params = {n: p.detach() for n, p in job.net.named_parameters()}
     devices = Devices(job)
@@ -269,12 +251,13 @@ def wait_for_events(folder, count):
 
 
 def test_kill_9_at_random_moments_and_resume_to_the_same_numbers(tmp_path):
-    uninterrupted = run(experiment("experiment.rounds=8"), root=tmp_path / "whole", workers=2)
-    process = launch(tmp_path, rounds=8)
+    uninterrupted = run(experiment("experiment.rounds=40"), root=tmp_path / "whole", workers=2)
+    process = launch(tmp_path, rounds=40)
     wait_for_events(tmp_path, 1)
     chance = random.Random(0)
     for _ in range(2):
         time.sleep(chance.random())
+        assert process.poll() is None, "there was nothing left to kill"
         process.kill()
         process.communicate()
         process = subprocess.Popen(

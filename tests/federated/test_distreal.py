@@ -7,7 +7,7 @@ from fleet_of_batches import batches, method, net, play, rate, take_part
 from torch import nn
 
 from leanfleet.errors import LutError
-from leanfleet.federated import Optimiser
+from leanfleet.federated import METHODS, Optimiser, Setting
 from leanfleet.fleet import Pacer, VirtualClock
 from leanfleet.ledger import PHI
 from leanfleet.randomness import torch_generator
@@ -114,8 +114,31 @@ def test_it_reacts_in_the_middle_of_a_round():
 
 def test_bernoulli_drops_filter_by_filter():
     m, params = method("distreal", drop="bernoulli")
-    _, update, _, _ = take_part(m, params, 0, share=0.5)
-    assert update is not None
+    counts = set()
+    draw = m.plan.draw
+
+    def watched(*arguments, **options):
+        kept = draw(*arguments, **options)
+        counts.update(len(ids) for ids in kept.values())
+        return kept
+
+    m.plan.draw = watched
+    for device in range(10):
+        take_part(m, params, device, share=0.5)
+    assert not counts <= set(m.plan.groups[0].grid), "counts off the grid"
+
+
+def test_frozen_parameters_stay_bit_for_bit():
+    network = net()
+    network[0].weight.requires_grad_(False)
+    plan = SubnetPlan.trace(network, torch.zeros(1, 2, 6, 6))
+    params = {n: p.detach().clone() for n, p in network.named_parameters()}
+    m = METHODS["distreal"](
+        Setting(plan, Optimiser(0.1, 0.9, 1e-3, clip_norm=1.0), 1.0), METHODS["distreal"].Options()
+    )
+    after = play(m, params, 0, (0.5, 1.0))
+    assert torch.equal(after["0.weight"], params["0.weight"])
+    assert not torch.equal(after["3.weight"], params["3.weight"])
 
 
 def test_a_named_table_is_used(two_rows):

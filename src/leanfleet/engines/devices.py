@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from leanfleet.data import Batches, DataSet, eval_batches
 from leanfleet.engines.job import Job, Parts, make_job
-from leanfleet.errors import WireError
+from leanfleet.errors import LeanfleetError, WireError
 from leanfleet.experiment import dumps, loads
 from leanfleet.federated import Report
 from leanfleet.fleet import Pacer, VirtualClock
@@ -160,6 +161,11 @@ class Devices:
                 hits += int((logits.argmax(1) == y).sum())
                 loss += float(F.cross_entropy(logits, y, reduction="sum"))
                 count += len(y)
+        if not math.isfinite(loss):
+            raise LeanfleetError(
+                "the whole network's loss on test data is not finite: training has diverged; "
+                "lower [training] lr or set clip_norm"
+            )
         return Message({}, {"hits": hits, "count": count, "loss": loss})
 
 
@@ -171,6 +177,12 @@ def recalibrated(job: Job, params: Mapping[str, Tensor], device: torch.device) -
             p.copy_(params[name])
     norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
+        if norm.running_mean is None:
+            # Made without running averages; a network in use needs them all the same.
+            norm.track_running_stats = True
+            norm.running_mean = torch.zeros(norm.num_features, device=device)
+            norm.running_var = torch.ones(norm.num_features, device=device)
+            norm.num_batches_tracked = torch.tensor(0, device=device)
         norm.reset_running_stats()
         norm.momentum = None
     net.eval()

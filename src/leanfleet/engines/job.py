@@ -107,7 +107,7 @@ def make_job(experiment: Experiment, data: DataSet | None = None, parts: Parts |
     own = method_class.network(reference, options)
     if own != reference:
         net = network(experiment, own, data)
-        plan = trace(net, data, NETWORKS[own].keep if own in NETWORKS else ())
+        plan = trace(net, data, NETWORKS[own].keep if own in NETWORKS else getattr(options, "keep", ()))
     setting = Setting(plan, optimiser(experiment), experiment.fleet.round_seconds)
     job = Job(
         experiment,

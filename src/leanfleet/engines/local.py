@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from torch import Tensor
 from leanfleet.data import DataSet
 from leanfleet.engines.devices import Outcome, Staff
 from leanfleet.engines.job import Job, make_job
-from leanfleet.errors import LeanfleetError
+from leanfleet.errors import ExperimentError, LeanfleetError
 from leanfleet.experiment import Experiment, dumps, load, override
 from leanfleet.federated import Report
 from leanfleet.ledger import Ledger
@@ -228,6 +229,12 @@ class _Server:
         return sorted(outcomes, key=lambda outcome: outcome.device)
 
     def _book(self, outcomes: Sequence[Outcome], begin: float) -> None:
+        for o in outcomes:
+            if not math.isfinite(o.finished_at):
+                raise ExperimentError(
+                    f"round {self.round + 1}: device {o.device} is never done: its trace ends at rate 0, and "
+                    f"'{self.experiment.method.name}' waits for every device"
+                )
         for o in outcomes:
             self.ledger.record(
                 o.device, macs=o.macs, bytes_up=o.bytes_up, bytes_down=o.bytes_down, late=o.late

@@ -46,8 +46,10 @@ class Distreal(DeltaMethod[DistrealOptions]):
         if options.lut is None:
             self.lut = Lut.uniform(self.plan)
         else:
-            self.lut = Lut.load(options.lut)
-            self.lut.check(self.plan, str(options.lut))
+            found = Lut.load(options.lut)
+            found.check(self.plan, str(options.lut))
+            # The classifier's share of the cost is this network's: a table holds for any number of classes.
+            self.lut = Lut.of(self.plan, [row.rates for row in found.rows], found.origin)
 
     def train(self, message: Message, batches: Batches, pacer: Pacer, rng: torch.Generator) -> Message | None:
         """Run Algorithm 1; the change of all parameters, and c_i, the forward MACs invested, as its weight."""
@@ -73,4 +75,4 @@ class Distreal(DeltaMethod[DistrealOptions]):
 
     def most_weight(self, report: Report) -> float:
         """Return the whole network's forward MACs over all of the device's samples."""
-        return self.lut.rows[-1].macs * report.samples
+        return self.plan.macs(self.plan.uniform(0.0)) * report.samples

@@ -13,9 +13,11 @@ class SmallOptions(Options):
 
     Attributes:
         network: Which network; by default the small one that belongs to the experiment's.
+        keep: Layers of a network of the user's own that are never dropped (none is; what cannot be cut goes here).
     """
 
     network: str | None = None
+    keep: tuple[str, ...] = ()
 
 
 class Small(WholeNetwork[SmallOptions]):

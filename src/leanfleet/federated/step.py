@@ -73,12 +73,13 @@ def train_leaves(
         scale: Inverted-dropout scaling.
     """
     x, y = batch
-    tracked = {name: leaf.detach().requires_grad_() for name, leaf in leaves.items()}
+    tracked = {name: leaf.detach().requires_grad_(name not in plan.frozen) for name, leaf in leaves.items()}
+    trained = [name for name in leaves if name not in plan.frozen]
     loss = F.cross_entropy(plan.run(tracked, kept, x, scale=scale), y)
-    found = torch.autograd.grad(loss, list(tracked.values()), allow_unused=True)
+    found = torch.autograd.grad(loss, [tracked[name] for name in trained], allow_unused=True)
     if not pacer.spend(float(PHI * plan.macs_of(kept) * len(y)), len(y)):
         return False
-    pairs = zip(leaves, found, strict=True)
+    pairs = zip(trained, found, strict=True)
     grads = {name: g for name, g in pairs if g is not None}
     if optimiser.clip_norm is not None:
         _clip_(list(grads.values()), optimiser.clip_norm)

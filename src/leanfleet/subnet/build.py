@@ -38,6 +38,7 @@ class Traced:
     aliases: Mapping[str, str]
     constants: Mapping[str, Tensor]
     parameters: Mapping[str, torch.Size]
+    frozen: frozenset[str]
 
 
 def build(net: nn.Module, example: Tensor, keep: Iterable[str]) -> Traced:
@@ -72,6 +73,7 @@ def build(net: nn.Module, example: Tensor, keep: Iterable[str]) -> Traced:
         aliases=b.aliases,
         constants=b.constants,
         parameters={name: p.shape for name, p in root.named_parameters()},
+        frozen=frozenset(name for name, p in root.named_parameters() if not p.requires_grad),
     )
 
 

@@ -31,6 +31,8 @@ class SubnetPlan:
         self._layouts, self._cuts = traced.layouts, traced.cuts
         self.aliases: Mapping[str, str] = traced.aliases
         """Every parameter name to the name under which a shared parameter is held."""
+        self.frozen: frozenset[str] = traced.frozen
+        """Parameters that the user has frozen (`requires_grad = False`)."""
         self.terms: tuple[Term, ...] = traced.terms
         """The multiply-accumulates, a line per use of a layer."""
         self.groups: tuple[ChannelGroup, ...] = self._layouts.resolved.groups
