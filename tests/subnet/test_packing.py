@@ -17,10 +17,7 @@ from leanfleet.averaging import HolderSum
 from leanfleet.subnet import Kept, SubnetPlan
 from leanfleet.subnet.packing import gather, scatter_
 
-NETWORKS = {
-    **CASES,
-    **{name: REFERENCES[name] for name in ("densenet-bc-19", "femnist-cnn-small", "resnet-20-small")},
-}
+NETWORKS = {**CASES, **REFERENCES}
 every_network = pytest.mark.parametrize("name", NETWORKS)
 
 
