@@ -37,6 +37,19 @@ def test_sliced_is_masked(name: str) -> None:
         check_sliced_is_masked(case, net, plan, some_kept(plan, seed), batch=_BATCH.get(name, 4))
 
 
+@pytest.mark.parametrize("name", REFERENCES)
+def test_float32_agrees_within_1e_5_of_the_largest_output(name: str) -> None:
+    net, plan = trace(REFERENCES[name])
+    kept = some_kept(plan, 0, highest=0.5)
+    leaves = plan.pack(dict(net.named_parameters()), kept)
+    x = torch.randn(
+        4, *REFERENCES[name].shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
+    exact = plan.run(leaves, kept, x)
+    single = plan.run({key: leaf.float() for key, leaf in leaves.items()}, kept, x.float())
+    assert (single.double() - exact).abs().max() <= 1e-5 * exact.abs().max()
+
+
 @pytest.mark.parametrize("name", ["residual", "concat", "separable", "sequence", "femnist-cnn-small"])
 def test_without_scaling_the_mask_is_one(name: str) -> None:
     net, plan = trace(ALL[name])
