@@ -22,7 +22,7 @@ def group(channels: int, cells: int = 1) -> ChannelGroup:
     [(12, (6, 8, 10, 12)), (24, (12, 16, 24)), (48, (24, 32, 40, 48)), (60, (30, 32, 40, 48, 56, 60)),
      (16, (8, 16)), (5, (3, 4, 5))],
 )  # fmt: skip
-def test_from_half_up_the_grid_is_the_paper_s(channels: int, upper: tuple[int, ...]) -> None:
+def test_from_half_up_the_grid_is_aligned(channels: int, upper: tuple[int, ...]) -> None:
     assert tuple(n for n in grid(channels) if 2 * n >= channels) == upper
 
 

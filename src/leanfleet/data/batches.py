@@ -120,7 +120,7 @@ class EvalBatches(Sequence[Batch]):
     """A fixed sequence of evaluation batches; a slice of it is again one, and loads none of the others' images.
 
     Worker i of n takes `batches[i::n]`: all workers together see every batch once, and each batch is the same
-    whatever n is. This matters where batch statistics are used (Rapp et al. 2022; our evaluation A).
+    whatever n is. This matters where batch statistics are used (evaluation A, our decision).
     """
 
     split: Split

@@ -2,7 +2,7 @@
 
 Every error is one line that names the file (or the override), the section and the key. `load` takes relative paths in
 a file from the file's folder, those in an override from the current one, and makes them absolute: a record can be
-resumed from anywhere.
+resumed from anywhere, but for networks of the user's own: they are found from the current folder.
 """
 
 from __future__ import annotations

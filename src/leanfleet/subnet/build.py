@@ -35,7 +35,6 @@ class Traced:
     layouts: Layouts
     cuts: Mapping[str, Cut]
     terms: tuple[Term, ...]
-    aliases: Mapping[str, str]
     constants: Mapping[str, Tensor]
     parameters: Mapping[str, torch.Size]
     frozen: frozenset[str]
@@ -70,7 +69,6 @@ def build(net: nn.Module, example: Tensor, keep: Iterable[str]) -> Traced:
         terms=_counted(b.terms, root, graph, example),
         # Last: the steps above have numbered all layouts.
         layouts=Layouts(b.numbered, b.units.resolve()),
-        aliases=b.aliases,
         constants=b.constants,
         parameters={name: p.shape for name, p in root.named_parameters()},
         frozen=frozenset(name for name, p in root.named_parameters() if not p.requires_grad),

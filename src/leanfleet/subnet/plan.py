@@ -29,8 +29,6 @@ class SubnetPlan:
         self._steps, self._output, self._input = traced.steps, traced.output, traced.input
         self._shape, self._shapes, self._constants = traced.shape, traced.parameters, traced.constants
         self._layouts, self._cuts = traced.layouts, traced.cuts
-        self.aliases: Mapping[str, str] = traced.aliases
-        """Every parameter name to the name under which a shared parameter is held."""
         self.frozen: frozenset[str] = traced.frozen
         """Parameters that the user has frozen (`requires_grad = False`)."""
         self.terms: tuple[Term, ...] = traced.terms
