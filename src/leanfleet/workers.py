@@ -6,9 +6,11 @@ its parent; a parent notices the death of a worker.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +26,9 @@ from leanfleet.errors import LeanfleetError, WorkerError
 
 Tick = Callable[[], None]
 """Called when a piece of a request is done, to show progress."""
+
+# malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 _RESULT, _FAILURE, _TICK = b"r", b"f", b"t"
 
@@ -51,6 +56,7 @@ class Workers:
         self._processes: list[Any] = []
         self._pipes: list[connection.Connection] = []
         if count == 1:
+            keep_memory()
             self._inline = start(*args)
             return
         context = mp.get_context("spawn")
@@ -147,6 +153,18 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def keep_memory() -> None:
+    """Let glibc keep the memory of large tensors for the next step; elsewhere, do nothing.
+
+    It would give them back to the kernel as soon as they are freed, and ask for zeroed pages in the next step: on
+    the FEMNIST network two thirds of all time. Kept, a process takes some 8 % more memory.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
 @contextmanager
 def _interrupts_held_back() -> Iterator[None]:
     """Start a process that Ctrl-C does not reach: not even while it imports, long before any code of ours runs."""
@@ -163,6 +181,7 @@ def _serve(pipe: connection.Connection, start: Callable[..., Handler], args: tup
     # Ctrl-C reaches the whole process group; the parent alone decides what happens then.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with_parent()
+    keep_memory()
     torch.set_num_threads(1)
     try:
         handler = start(*args)

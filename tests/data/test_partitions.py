@@ -37,7 +37,7 @@ def test_every_sample_at_most_once_nobody_empty_and_the_same_seed_the_same(
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("spec", EVERY)
+@pytest.mark.parametrize("spec", [*EVERY, "iid(60)", "iid(70)"])
 def test_another_seed_gives_another_partition(spec: str) -> None:
     split = a_split(300)
     one, other = (partition(spec, split, 5, seed) for seed in (0, 1))
@@ -49,6 +49,45 @@ def test_another_seed_gives_another_partition(spec: str) -> None:
 @settings(deadline=None, max_examples=5)
 def test_these_leave_no_sample_over(spec: str, count: int, devices: int) -> None:
     assert sum(map(len, partition(spec, a_split(count), devices, 0))) == count
+
+
+@given(count=st.integers(1, 120), devices=st.integers(1, 400), seed=st.integers(0, 2**40), data=st.data())
+@settings(deadline=None, max_examples=80)
+def test_repeated_iid_repeats_no_sample_within_a_device_and_all_equally_often(
+    count: int, devices: int, seed: int, data: st.DataObject
+) -> None:
+    each = data.draw(st.integers(1, count))
+    split = a_split(count)
+    parts = partition(f"iid({each})", split, devices, seed)
+    rows = torch.stack(parts)
+    assert rows.dtype == torch.int64
+    assert rows.shape == (devices, each)
+    assert (rows.sort(1).values.diff(dim=1) > 0).all()
+    uses = rows.flatten().bincount(minlength=count)
+    assert len(uses) == count
+    assert uses.max() - uses.min() <= 1
+    assert torch.equal(rows, torch.stack(partition(f"iid({each})", split, devices, seed)))
+
+
+def test_repeated_iid_shuffles_every_pass_anew() -> None:
+    # 8 devices make a pass: 16 that dealt the same one twice would be 8 pairs.
+    passes = torch.stack(partition("iid(5)", a_split(40), 16, 0)).reshape(2, 40)
+    assert not torch.equal(passes[0], passes[1])
+    assert not torch.equal(passes[0], passes[0].sort().values)
+
+
+def test_a_device_of_two_passes_is_no_less_random() -> None:
+    # Of 10 samples the second device has three of the first pass and four of the next; all are as likely.
+    split = a_split(10)
+    seam = torch.stack([partition("iid(7)", split, 2, seed)[1] for seed in range(1000)])
+    expected = 1000 / 10
+    assert ((seam[:, 3:].flatten().bincount(minlength=10) - 4 * expected).abs() < 5 * 400**0.5).all()
+
+
+def test_repeated_iid_of_10_000_devices_is_one_list_of_rows() -> None:
+    parts = partition("iid(60)", a_split(1437), 10_000, 0)
+    assert len({rows.untyped_storage().data_ptr() for rows in parts}) == 1
+    assert parts[0].untyped_storage().nbytes() < 8 * (600_000 + 1437)
 
 
 @given(count=st.integers(1, 300), share=st.floats(0, 1), data=st.data())
@@ -115,6 +154,7 @@ def test_3550_devices_share_one_list_of_rows() -> None:
     ("spec", "parsed"),
     [
         ("iid", ("iid", None)),
+        ("iid(60)", ("iid", 60)),
         (" shards ", ("shards", 2)),
         ("shards(4)", ("shards", 4)),
         ("dirichlet( .3 )", ("dirichlet", 0.3)),
@@ -130,7 +170,14 @@ def test_specifications_are_read(spec: str, parsed: tuple[str, float | None]) ->
     [
         ("idd", "'idd' is unknown; did you mean 'iid'"),
         ("dirichlet 0.3", r"did you mean 'dirichlet'"),
-        ("iid(3)", "iid takes no argument; write 'iid'"),
+        ("idd(60)", r"'idd\(60\)' is unknown; did you mean 'iid'"),
+        ("iid()", r"write for example iid\(60\), samples per device from 1"),
+        ("iid(0)", "samples per device from 1"),
+        ("iid(-3)", "samples per device from 1"),
+        ("iid(2.5)", "samples per device from 1"),
+        ("iid(inf)", "samples per device from 1"),
+        ("iid(nan)", "samples per device from 1"),
+        ("iid(some)", "samples per device from 1"),
         ("writer()", "writer takes no argument"),
         ("dirichlet", r"write for example dirichlet\(0.3\)"),
         ("dirichlet()", r"write for example dirichlet\(0.3\)"),
@@ -158,6 +205,8 @@ def test_a_malformed_specification_gets_a_hint(spec: str, message: str) -> None:
         ("iid", 63, "3 of 63 devices empty: there are only 60 samples"),
         ("iid", None, "needs the number of devices"),
         ("iid", 0, "at least 1, not 0"),
+        ("iid(5)", None, "needs the number of devices"),
+        ("iid(5)", 0, "at least 1, not 0"),
         ("shards(7)", 10, "2 of 10 devices without their 7 shards"),
         ("dirichlet(0.001)", 50, r"leaves devices empty in every draw \(\d+ of 50"),
         ("writer", 13, "1 to 12 devices, one a writer, not 13: 1 would be left empty"),
@@ -175,3 +224,9 @@ def test_writer_without_writers_says_how_to_name_them() -> None:
     split = Split(torch.zeros(9, 1, 1, 1, dtype=torch.uint8), torch.zeros(9, dtype=torch.int64))
     with pytest.raises(DataError, match=r"\[data\] writer"):
         partition("writer", split, None, 0)
+
+
+def test_more_samples_a_device_than_there_are_says_how_many_there_are() -> None:
+    assert [len(rows) for rows in partition("iid(60)", a_split(60), 3, 0)] == [60, 60, 60]
+    with pytest.raises(DataError, match=r"a sample twice: there are only 60; take iid\(60\) at most"):
+        partition("iid(61)", a_split(60), 3, 0)

@@ -48,7 +48,7 @@ def test_every_key_of_the_file_changes_what_is_trained(tmp_path, method, key):
 def outcomes_of(*overrides):
     job = make_job(experiment("fleet.changes_per_round=6.0", *overrides))
     params = {n: p.detach() for n, p in job.net.named_parameters()}
-    answer = Devices(job).round(params, 0, 0.0, list(range(10)), lambda: None)
+    answer = Devices(job).round(params, 0, 0.0, {d: d for d in range(10)}, lambda: None)
     return [Outcome(**o) for o in json.loads(answer.scalars["outcomes"])]
 
 

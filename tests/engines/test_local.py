@@ -103,7 +103,7 @@ def test_a_record_holds_what_the_design_promises(reference):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_runs_and_its_books_add_up(tmp_path, name):
-    network = "digits-cnn" if name == "small" else "digits-cnn-small"
+    network = "digits-cnn" if name in ("small", "ensemble") else "digits-cnn-small"
     overrides = f"method.name={name}", "experiment.rounds=2", f"network.name={network}"
     record = run(experiment(*overrides), root=tmp_path, workers=1)
     summary, events = record.summary(), record.events()
@@ -221,7 +221,10 @@ def test_shards_are_balanced_and_lose_nobody():
 def test_traffic_between_processes_does_not_grow_with_the_number_of_devices():
     job = make_job(experiment())
     params = {n: p.detach() for n, p in job.net.named_parameters()}
-    sizes = [len(encode(Devices(job).round(params, 0, 0.0, list(range(n)), lambda: None))) for n in (1, 8)]
+    sizes = [
+        len(encode(Devices(job).round(params, 0, 0.0, {d: d for d in range(n)}, lambda: None)))
+        for n in (1, 8)
+    ]
     assert sizes[1] - sizes[0] < 3_000, "only a line of outcome a device"
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from leanfleet.federated import METHODS, Method, Optimiser, Report, Setting
 from leanfleet.fleet import Constant, Pacer, VirtualClock
 from leanfleet.ledger import PHI
+from leanfleet.nets import Ensemble
 from leanfleet.randomness import torch_generator
 from leanfleet.subnet import SubnetPlan
 from leanfleet.wire import Message, decode, encode
@@ -32,16 +33,26 @@ def method(
     network = net()
     plan = SubnetPlan.trace(network, torch.zeros(1, *SHAPE))
     cls = METHODS[name]
-    setting = Setting(plan, optimiser or Optimiser(0.1, momentum=0.9, weight_decay=1e-3), round_seconds=1.0)
-    params = {n: p.detach().clone() for n, p in network.named_parameters()}
-    return cls(setting, cls.Options(**options)), params
+    chosen = cls.Options(**options)
+    # The experiment's network is three times as dear as this one, for methods that train several.
+    members = cls.members(3.0, 1.0, chosen)
+    wrapped = Ensemble([net(seed) for seed in range(members)]) if members > 1 else network
+    optimiser = optimiser or Optimiser(0.1, momentum=0.9, weight_decay=1e-3)
+    m = cls(Setting(plan, optimiser, 1.0, members), chosen)
+    return m, m.begin({n: p.detach().clone() for n, p in wrapped.named_parameters()})
 
 
-def batches(device: int, sizes: tuple[int, ...] = (8, 8, 5)) -> list[tuple[Tensor, Tensor]]:
+class Work(list[tuple[Tensor, Tensor]]):
+    @property
+    def labels(self) -> Tensor:
+        return torch.cat([y for _, y in self])
+
+
+def batches(device: int, sizes: tuple[int, ...] = (8, 8, 5)) -> Work:
     g = torch_generator(device, "data")
     images = [torch.randn(n, *SHAPE, generator=g) for n in sizes]
     # The class is where the brightest row of the image is: something a network can learn.
-    return [(x, x.mean((1, 3)).unflatten(1, (CLASSES, -1)).mean(2).argmax(1)) for x in images]
+    return Work((x, x.mean((1, 3)).unflatten(1, (CLASSES, -1)).mean(2).argmax(1)) for x in images)
 
 
 def rate(m: Method[Any, Any], samples: int, share: float) -> float:
@@ -62,7 +73,7 @@ def take_part(
         share = 1.0
     work = batches(device)
     samples = sum(len(y) for _, y in work)
-    report = Report(samples, rate(m, samples, share))
+    report = Report(samples, rate(m, samples, share), turn=4 * round + device)
     assigned = m.assign(params, report, round, torch_generator(0, round, device, "assign"))
     clock = VirtualClock(Constant(rate(m, samples, share if true_share is None else true_share)))
     pacer = Pacer(clock, round_start=0.0, round_seconds=1.0, samples=samples, margin=0.0, deadline=m.deadline)
@@ -70,6 +81,7 @@ def take_part(
     update = m.train(sent, work, pacer, torch_generator(0, round, device, "masks"))
     if update is not None:
         update = decode(encode(update), *m.expects(assigned))
+        m.check(report, update)
     return assigned, update, pacer, report
 
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from fleet_of_batches import batches, method, net, play, rate, take_part
 from torch import nn
 
-from leanfleet.errors import LutError
+from leanfleet.errors import LutError, WireError
 from leanfleet.federated import METHODS, Optimiser, Setting
 from leanfleet.fleet import Pacer, VirtualClock
 from leanfleet.ledger import PHI
@@ -42,11 +42,14 @@ def plain_fedavg(rounds, devices, optimiser):
     return dict(server.named_parameters())
 
 
-@pytest.mark.parametrize("name", ["distreal", "fedavg"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("distreal", {}), ("distreal", {"average": "coverage"}), ("fedavg", {}), ("fedprox", {"mu": 0.0})],
+)
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_at_full_resources_it_is_fedavg(name, momentum):
+def test_at_full_resources_it_is_fedavg(name, options, momentum):
     optimiser = Optimiser(0.1, momentum, 1e-3)
-    m, params = method(name, optimiser)
+    m, params = method(name, optimiser, **options)
     for round in range(3):
         params = play(m, params, round, (1.0,) * 4)
     plain = plain_fedavg(3, 4, optimiser)
@@ -101,7 +104,7 @@ def test_it_reacts_in_the_middle_of_a_round():
     work = batches(0, sizes=(8,) * 12)
     chosen = []
     draw = m.plan.draw
-    m.plan.draw = lambda rates, rng, **kwargs: chosen.append(rates[0]) or draw(rates, rng, **kwargs)
+    m.plan.draw = lambda rates, **kwargs: chosen.append(rates[0]) or draw(rates, **kwargs)
     pacer = Pacer(
         VirtualClock(Halving(rate(m, 96, 0.9))), round_start=0.0, round_seconds=1.0, samples=96, margin=0.15
     )
@@ -154,3 +157,74 @@ def test_a_table_for_another_network_is_refused(tmp_path):
     Lut.uniform(SubnetPlan.trace(other, torch.zeros(1, 1, 6, 6))).save(path)
     with pytest.raises(LutError, match=r"other\.lut was made for another network"):
         method("distreal", lut=path)
+
+
+class Draws:
+    """Notes every kept set that a method draws."""
+
+    def __init__(self, m):
+        self.kept, self.rates = [], []
+        self._draw, m.plan.draw = m.plan.draw, self
+
+    def __call__(self, rates, **options):
+        self.kept.append(self._draw(rates, **options))
+        self.rates.append(rates[0])
+        return self.kept[-1]
+
+
+def test_coverage_divides_each_weight_by_the_macs_that_trained_it(two_rows):
+    m, params = method("distreal", average="coverage", lut=two_rows)
+    total, expected, active = m.empty(params), {}, {}
+    for device, share in enumerate((0.3, 0.5, 1.0)):
+        draws = Draws(m)
+        assigned, update, _, report = take_part(m, params, device, share=share)
+        m.plan.draw = draws._draw
+        m.check(report, update)
+        m.accumulate(total, assigned, update)
+        mine = {n: torch.zeros_like(p, dtype=torch.float64) for n, p in params.items()}
+        for kept, dropped, (_, y) in zip(draws.kept, draws.rates, batches(device), strict=True):
+            macs = next(row.macs for row in m.lut.rows if row.rates[0] == dropped) * len(y)
+            whole = {n: torch.zeros_like(a) for n, a in mine.items()}
+            ones = {n: torch.ones_like(leaf) for n, leaf in m.plan.pack(whole, kept).items()}
+            m.plan.unpack_(whole, ones, kept)
+            mine = {n: a + macs * whole[n] for n, a in mine.items()}
+        for n in params:
+            assert torch.allclose(update.tensors["active/" + n].double(), mine[n], rtol=1e-6)
+            expected[n] = expected.get(n, 0) + mine[n] * update.tensors[n].double()
+            active[n] = active.get(n, 0) + mine[n]
+    after = m.finish(params, total)
+    for n, p in params.items():
+        mean = torch.where(active[n] > 0, expected[n] / active[n].clamp(min=1), 0)
+        assert torch.allclose(after[n].double(), p.double() + mean, atol=1e-6)
+
+
+def test_claims_of_coverage_are_checked():
+    m, params = method("distreal", average="coverage")
+    _, update, _, report = take_part(m, params, 0, share=0.5)
+    for value in (-1.0, 2 * float(update.scalars["weight"])):
+        broken = {**update.tensors, "active/7.bias": torch.full_like(params["7.bias"], value)}
+        with pytest.raises(WireError, match=r"active/7\.bias"):
+            m.check(report, Message(broken, update.scalars))
+
+
+def test_cycled_masks_cover_evenly(two_rows):
+    even, params = method("distreal", masks="cycled", lut=two_rows)
+    drawn = []
+    keep = even.plan.keep
+    even.plan.keep = lambda sets, *rest: drawn.append(keep(sets, *rest)) or drawn[-1]
+    take_part(even, params, 0, share=0.3)
+    first = even.plan.groups[0].name
+    counts = torch.bincount(torch.cat([kept[first] for kept in drawn]), minlength=16)
+    assert len(drawn) == 3
+    assert sorted(counts.tolist()) == [1] * 8 + [2] * 8
+
+
+def test_reacting_once_a_round_keeps_the_first_vector():
+    m, params = method("distreal", react="round")
+    work = batches(0, sizes=(8,) * 12)
+    draws = Draws(m)
+    clock = VirtualClock(Halving(rate(m, 96, 0.9)))
+    pacer = Pacer(clock, round_start=0.0, round_seconds=1.0, samples=96, margin=0.0)
+    m.train(Message(params, {"lr": 0.1}), work, pacer, torch_generator(0))
+    assert len(set(draws.rates)) == 1
+    assert pacer.late

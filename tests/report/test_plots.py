@@ -59,6 +59,20 @@ def test_a_method_keeps_its_colour_whoever_else_is_there(make: Make) -> None:
     assert len(set(colours([distreal, distreal, small, distreal]))) == 4
 
 
+def test_twelve_groups_have_colours_of_their_own(make: Make) -> None:
+    groups = [group(read([make(m)]))[0] for m in METHODS]
+    many = (groups + [groups[0]] * 12)[:12]
+    found = colours(many)
+    assert sorted(found) == list(range(12))
+    assert found[: len(groups)] == [colours([g])[0] for g in groups]
+
+
+def test_a_title_stands_in_front(make: Make, tmp_path: Path) -> None:
+    groups = group(read([make()]))
+    with_title, without = (draw(groups, tmp_path / name, name)[0] for name in ("scenario", ""))
+    assert with_title.read_bytes() != without.read_bytes()
+
+
 def test_a_folder_that_cannot_be_made_is_named(make: Make, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="file/plots: cannot be written"):

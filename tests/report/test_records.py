@@ -92,3 +92,31 @@ def test_a_damaged_experiment_file_is_named(make: Make, text: str) -> None:
     (folder / "experiment.toml").write_text(text)
     with pytest.raises(RecordError, match=r"experiment\.toml: damaged"):
         read([folder])
+
+
+@pytest.mark.parametrize("over", ["round", "seconds_virtual", "macs_total"])
+def test_an_accuracy_between_two_evaluations_lies_between_theirs(make: Make, over: str) -> None:
+    (record,) = read([make(rounds=6, eval_every=2)])
+    places, (first, second, third) = record.curve(over)
+    between = [
+        record.interpolated(places[0] + share * (places[1] - places[0]), over) for share in (0, 0.25, 1)
+    ]
+    assert between == pytest.approx([first, 0.75 * first + 0.25 * second, second])
+    assert record.interpolated(0.99 * places[0], over) is None
+    assert record.interpolated(9 * places[2], over) == third
+
+
+def test_a_target_is_reached_at_the_first_evaluation_that_has_it(make: Make) -> None:
+    (record,) = read([make(rounds=6, eval_every=2)])
+    _, (first, second, third) = record.curve("round")
+    assert record.reached(first) == 2
+    assert record.reached((first + second) / 2) == 4
+    assert record.reached(second, "macs_total") == 4e9
+    assert record.reached(third + 0.001) is None
+
+
+def test_means_that_were_there_add_up_over_rounds(make: Make) -> None:
+    folder = make(rounds=2)
+    with (folder / "events.jsonl").open("a") as file:
+        file.writelines(f'{{"round": {n}, "available_macs": {n}e9}}\n' for n in (3, 4))
+    assert read([folder])[0].available_macs == 7e9

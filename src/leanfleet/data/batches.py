@@ -102,6 +102,11 @@ class Batches:
         """Number of samples over all epochs."""
         return self.epochs * len(self.indices)
 
+    @property
+    def labels(self) -> Tensor:
+        """Labels of all samples, int64 `[samples of one epoch]`, in no order."""
+        return self.split.labels[self.indices]
+
     def __iter__(self) -> Iterator[Batch]:
         """Yield the mini-batches of all epochs."""
         normalise = _Normalise.of(self.split, self.mean, self.std, self.device)

@@ -16,6 +16,11 @@ from leanfleet.randomness import key, torch_generator
 
 # What may stand in the brackets: its example, the value taken without brackets, and what it must satisfy.
 _ARGUMENTS: dict[str, tuple[str, float | None, Callable[[float], bool]]] = {
+    "iid": (
+        "iid(60), samples per device from 1",
+        None,
+        lambda count: count >= 1 and float(count).is_integer(),
+    ),
     "dirichlet": ("dirichlet(0.3), a concentration above 0", None, lambda alpha: 0 < alpha < float("inf")),
     "shards": (
         "shards(2), shards per device from 1",
@@ -24,11 +29,12 @@ _ARGUMENTS: dict[str, tuple[str, float | None, Callable[[float], bool]]] = {
     ),
     "skew": ("skew(0.8), a share from 0 (IID) to 1 (sorted by class)", None, lambda share: 0 <= share <= 1),
 }
+# What may stand without brackets and then has no value at all.
 _PLAIN = ("iid", "writer")
 
 
 def parse_partition(spec: str) -> tuple[str, float | None]:
-    """Return the name and the argument of a partition, e.g. `("dirichlet", 0.3)`; None if it takes no argument.
+    """Return the name and the argument of a partition, e.g. `("dirichlet", 0.3)`; None if it has no argument.
 
     Raises:
         DataError: If the name is unknown, or the argument is missing, not wanted or out of range.
@@ -37,10 +43,10 @@ def parse_partition(spec: str) -> tuple[str, float | None]:
     name, text = match.groups() if match else (spec, None)
     if name in _PLAIN and text is None:
         return name, None
-    if name in _PLAIN:
+    if name in _PLAIN and name not in _ARGUMENTS:
         raise DataError(f"partition '{spec}': {name} takes no argument; write '{name}'")
     if name not in _ARGUMENTS:
-        raise DataError(f"partition '{spec}' is unknown{did_you_mean(name, [*_PLAIN, *_ARGUMENTS])}")
+        raise DataError(f"partition '{spec}' is unknown{did_you_mean(name, {*_PLAIN, *_ARGUMENTS})}")
     example, default, valid = _ARGUMENTS[name]
     try:
         value = default if text is None else float(text)
@@ -52,11 +58,12 @@ def parse_partition(spec: str) -> tuple[str, float | None]:
 
 
 def partition(spec: str, split: Split, devices: int | None, seed: int) -> list[Tensor]:
-    """Deal the samples of a split to devices: every sample at most once, no device without one.
+    """Deal the samples of a split to devices: no device without one, and but for `iid(n)` every sample at most once.
 
     | spec | who gets what |
     |---|---|
     | `iid` | equal random shares (sizes differ by at most one) |
+    | `iid(n)` | n random samples each; the split is dealt again and again, shuffled anew each time, and all samples are held equally often up to one. Any number of devices, none with a sample twice |
     | `dirichlet(alpha)` | each class in shares drawn from a symmetric Dirichlet distribution (Hsu et al. 2019) |
     | `writer` | one writer a device; with fewer devices than writers a random choice of writers |
     | `shards(k)` | sorted by class, cut into equal shards, k random ones a device (McMahan et al. 2017); k = 2 if not said. Up to k * devices - 1 samples are left over |
@@ -79,6 +86,8 @@ def partition(spec: str, split: Split, devices: int | None, seed: int) -> list[T
         return _writer(split, devices, seed)
     if devices is None or devices < 1:
         raise DataError(f"partition '{spec}' needs the number of devices, at least 1, not {devices}")
+    if name == "iid" and argument is not None:
+        return _iid_repeated(split, devices, int(argument), seed)
     if devices > len(split):
         raise DataError(
             f"partition '{spec}' would leave {devices - len(split)} of {devices} devices empty: there are only "
@@ -107,6 +116,34 @@ def class_counts(split: Split, parts: Sequence[Tensor], n_classes: int) -> Tenso
 
 def _iid(split: Split, devices: int, seed: int) -> list[Tensor]:
     return list(_shuffled(len(split), seed).tensor_split(devices))
+
+
+def _iid_repeated(split: Split, devices: int, each: int, seed: int) -> list[Tensor]:
+    size = len(split)
+    if each > size:
+        raise DataError(
+            f"partition 'iid({each})' would give devices a sample twice: there are only {size}; "
+            f"take iid({size}) at most"
+        )
+    stream = torch_generator(seed, "partition")
+    starts = range(0, devices * each, size)
+    rows = torch.empty(len(starts) * size, dtype=torch.int64)
+    for start in starts:
+        again = torch.randperm(size, generator=stream)
+        # So many samples the device at the seam has from the pass before; it takes the rest from this one.
+        held = start % each
+        if held:
+            _put_off(again, rows[start - held : start], each - held)
+        rows[start : start + size] = again
+    return list(torch.split(rows[: devices * each], each))
+
+
+def _put_off(order: Tensor, held: Tensor, first: int) -> None:
+    """Exchange those of the `first` rows of `order` that are in `held` for the next that are not, in place."""
+    clash = torch.isin(order, held)
+    early = clash[:first].nonzero().flatten()
+    later = (~clash[first:]).nonzero().flatten()[: len(early)] + first
+    order[torch.cat([early, later])] = order[torch.cat([later, early])]
 
 
 def _writer(split: Split, devices: int | None, seed: int) -> list[Tensor]:

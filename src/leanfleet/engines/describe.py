@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -82,6 +83,7 @@ def machine() -> dict[str, Any]:
         "leanfleet": _version("leanfleet"),
         "python": platform.python_version(),
         "system": platform.platform(),
+        "cpu": _cpu(),
         "packages": packages,
         "cores": os.cpu_count(),
         "workers": default_workers(),
@@ -90,6 +92,14 @@ def machine() -> dict[str, Any]:
         "data_folder": os.environ.get("LEANFLEET_DATA") or None,
         "data": {name: found or None for name, found in {"digits": digits, **sets}.items()},
     }
+
+
+def _cpu() -> str:
+    """Return the processor's name, as far as it is known."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def check_device(name: str) -> None:

@@ -59,25 +59,25 @@ class Devices:
         self.job, self.device = job, torch.device(device)
 
     def round(
-        self, params: Mapping[str, Tensor], number: int, start: float, devices: list[int], tick: Tick
+        self, params: Mapping[str, Tensor], number: int, start: float, turns: Mapping[int, int], tick: Tick
     ) -> Message:
-        """Let some devices take part in a round; their running sum and outcomes."""
+        """Let some devices take part in a round, each with its turn; their running sum and outcomes."""
         method = self.job.method
         params = {name: p.to(self.device) for name, p in params.items()}
         total = method.empty(params)
         outcomes = []
-        for device in devices:
-            outcomes.append(asdict(self._take_part(total, params, number, start, device)))
+        for device, turn in turns.items():
+            outcomes.append(asdict(self._take_part(total, params, number, start, device, turn)))
             tick()
         return Message(total.tensors(), {"outcomes": json.dumps(outcomes)})
 
     def _take_part(
-        self, total: Any, params: Mapping[str, Tensor], number: int, start: float, device: int
+        self, total: Any, params: Mapping[str, Tensor], number: int, start: float, device: int, turn: int
     ) -> Outcome:
         job, method, fleet = self.job, self.job.method, self.job.experiment.fleet
         stream = (job.experiment.experiment.seed, number, device)
         clock = VirtualClock(job.means(device), start)
-        report = Report(job.samples(device), clock.rate())
+        report = Report(job.samples(device), clock.rate(), turn)
         assigned = method.assign(params, report, number, torch_generator(*stream, "assign"))
         down = encode(assigned)
         pacer = Pacer(
@@ -131,9 +131,7 @@ class Devices:
         method = self.job.method
         try:
             update = decode(up, *method.expects(assigned))
-            claimed, most = float(update.scalars.get("weight", 0.0)), method.most_weight(report)
-            if not 0.0 <= claimed <= most * (1 + 1e-6):
-                raise WireError(f"claims a weight of {claimed:g} where {most:g} is the most there can be")
+            method.check(report, update)
         except WireError as error:
             return str(error)
         update = Message({name: t.to(self.device) for name, t in update.tensors.items()}, update.scalars)
@@ -146,8 +144,8 @@ class Devices:
         Evaluation A takes each batch's own statistics; B those of training images, averaged and frozen
         (our decision; A is what later code of DISTREAL's authors does).
         """
-        job = self.job
-        params = {name: p.to(self.device) for name, p in params.items()}
+        job, method = self.job, self.job.method
+        params = {name: p.to(self.device) for name, p in method.deployed(params).items()}
         net = recalibrated(job, params, self.device) if recalibrate else None
         hits = count = 0
         loss = 0.0
@@ -156,8 +154,7 @@ class Devices:
         )[shift[0] :: shift[1]]
         with torch.no_grad():
             for x, y in batches:
-                plan = job.method.plan
-                logits = plan.run(params, plan.full, x, training=False) if net is None else net(x)
+                logits = method.logits(params, x) if net is None else net(x)
                 hits += int((logits.argmax(1) == y).sum())
                 loss += float(F.cross_entropy(logits, y, reduction="sum"))
                 count += len(y)
@@ -170,7 +167,13 @@ class Devices:
 
 
 def recalibrated(job: Job, params: Mapping[str, Tensor], device: torch.device) -> nn.Module:
-    """Return the whole network for inference, with batch-norm statistics of training images (evaluation B)."""
+    """Return the network for inference, with batch-norm statistics of training images (evaluation B).
+
+    Args:
+        job: What was trained.
+        params: As `Method.deployed` returns them.
+        device: Where torch computes.
+    """
     net = copy.deepcopy(job.net).to(device)
     with torch.no_grad():
         for name, p in net.named_parameters():
@@ -217,8 +220,8 @@ def start(data: DataSet, device: str) -> Handler:
             at_work[:] = [Devices(make_job(loads(str(s["experiment"])), data, parts), device)]
             answer = Message()
         elif s["task"] == "round":
-            chosen = json.loads(str(s["devices"]))
-            answer = at_work[0].round(asked.tensors, int(s["round"]), float(s["start"]), chosen, tick)
+            turns = {int(device): turn for device, turn in json.loads(str(s["turns"])).items()}
+            answer = at_work[0].round(asked.tensors, int(s["round"]), float(s["start"]), turns, tick)
         else:
             shift = int(s["worker"]), int(s["workers"])
             answer = at_work[0].evaluate(asked.tensors, shift, bool(s["recalibrate"]))

@@ -90,7 +90,7 @@ def trained(folder: Path, data: DataSet | None = None) -> tuple[nn.Module, DataS
         RecordError: The record is missing, damaged or has no checkpoint yet.
     """
     job, params, _ = _open(folder, data)
-    return recalibrated(job, params, torch.device("cpu")), job.data
+    return recalibrated(job, job.method.deployed(params), torch.device("cpu")), job.data
 
 
 def export(folder: Path, file: Path, data: DataSet | None = None) -> None:

@@ -14,13 +14,14 @@ from leanfleet.errors import ExperimentError, NetworkError
 from leanfleet.experiment import Experiment
 from leanfleet.federated import METHODS, Method, Optimiser, Setting
 from leanfleet.fleet import Availability, AvailabilityConfig, availability
-from leanfleet.nets import NETWORKS, build
+from leanfleet.nets import NETWORKS, Ensemble, build
+from leanfleet.randomness import key
 from leanfleet.subnet import SubnetPlan
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Which samples each device holds: indices only, laid end to end, in memory that processes share.
+    """Which samples each device holds: indices only, laid end to end.
 
     Attributes:
         indices: int64 [samples held by any device].
@@ -34,10 +35,7 @@ class Parts:
     def of(cls, parts: Sequence[Tensor]) -> Parts:
         """Lay the devices' indices end to end."""
         ends = torch.tensor([len(part) for part in parts]).cumsum(0)
-        laid = cls(torch.cat(list(parts)), ends)
-        for tensor in (laid.indices, laid.ends):
-            tensor.share_memory_()  # type: ignore[no-untyped-call]
-        return laid
+        return cls(torch.cat(list(parts)), ends)
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -108,7 +106,10 @@ def make_job(experiment: Experiment, data: DataSet | None = None, parts: Parts |
     if own != reference:
         net = network(experiment, own, data)
         plan = trace(net, data, NETWORKS[own].keep if own in NETWORKS else getattr(options, "keep", ()))
-    setting = Setting(plan, optimiser(experiment), experiment.fleet.round_seconds)
+    members = method_class.members(macs[0], plan.macs(plan.uniform(0.0)), options)
+    if members > 1:
+        net = Ensemble([network(experiment, own, data, member) for member in range(members)])
+    setting = Setting(plan, optimiser(experiment), experiment.fleet.round_seconds, members)
     job = Job(
         experiment,
         data,
@@ -146,9 +147,11 @@ def split(experiment: Experiment, data: DataSet) -> Parts:
     return Parts.of(parts)
 
 
-def network(experiment: Experiment, name: str, data: DataSet) -> nn.Module:
-    """Return a network for this data, at the experiment's start."""
-    return build(name, classes=len(data.classes), shape=data.shape, seed=experiment.experiment.seed)
+def network(experiment: Experiment, name: str, data: DataSet, member: int = 0) -> nn.Module:
+    """Return a network for this data, at the experiment's start; each member of an ensemble has its own."""
+    seed = experiment.experiment.seed
+    seed = key(seed, "member", member) if member else seed
+    return build(name, classes=len(data.classes), shape=data.shape, seed=seed)
 
 
 def trace(net: nn.Module, data: DataSet, keep: Sequence[str]) -> SubnetPlan:

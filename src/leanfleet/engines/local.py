@@ -147,7 +147,7 @@ class _Server:
     def __init__(self, record: Run, job: Job, workers: int, watch: Watch) -> None:
         self.record, self.job, self.workers, self.watch = record, job, workers, watch
         self.experiment = job.experiment
-        self.params: dict[str, Tensor] = {name: p.detach().clone() for name, p in job.net.named_parameters()}
+        self.params = job.method.begin({name: p.detach().clone() for name, p in job.net.named_parameters()})
         self.ledger = Ledger.empty(len(job.parts))
         self.round = 0
         self.accuracy: float | None = None
@@ -205,11 +205,15 @@ class _Server:
         return sorted(int(device) for device in drawn)
 
     def _requests(self, chosen: Sequence[int], begin: float) -> list[bytes]:
-        reports = {d: Report(self.job.samples(d), self.job.means(d).rate(begin)) for d in chosen}
+        before = self.round * len(chosen)
+        reports = {
+            d: Report(self.job.samples(d), self.job.means(d).rate(begin), before + place)
+            for place, d in enumerate(chosen)
+        }
         work = {d: self.job.method.work(report) for d, report in reports.items()}
         asked: dict[str, Scalar] = {"task": "round", "round": self.round, "start": begin}
         return [
-            encode(Message(self.params, {**asked, "devices": json.dumps(shard)}))
+            encode(Message(self.params, {**asked, "turns": json.dumps({d: reports[d].turn for d in shard})}))
             for shard in shards(work, self.workers)
         ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from leanfleet.federated.method import Batches, DeltaMethod, O, Report, change
-from leanfleet.federated.step import Local
+from leanfleet.federated.step import Local, Step
 from leanfleet.fleet import Pacer
 from leanfleet.ledger import PHI
 from leanfleet.wire import Message
@@ -16,10 +16,11 @@ class WholeNetwork(DeltaMethod[O]):
 
     def train(self, message: Message, batches: Batches, pacer: Pacer, rng: torch.Generator) -> Message | None:
         """Train all mini-batches; stop at the first that is late."""
-        local = Local(self.plan, message.tensors, self.setting.optimiser, float(message.scalars["lr"]))
+        step = Step(self.plan, self.setting.optimiser, float(message.scalars["lr"]))
+        local = Local(step, message.tensors)
         done = 0
         for batch in batches:
-            if not local.step(self.plan.full, batch, pacer, scale=False):
+            if not local.train(self.plan.full, batch, pacer):
                 break
             done += len(batch[1])
         return Message(change(local.params, message.tensors), {"weight": float(done)}) if done else None

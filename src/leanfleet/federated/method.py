@@ -13,12 +13,16 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from leanfleet.averaging import HolderSum, WeightedSum
+from leanfleet.errors import WireError
 from leanfleet.fleet import Pacer
 from leanfleet.ledger import PHI
 from leanfleet.subnet import SubnetPlan
 from leanfleet.wire import Expected, Message, describe
 
 Params = Mapping[str, Tensor]
+
+# A device may add up in another order than the server.
+_ROUNDING = 1e-6
 
 
 class Options(BaseModel):
@@ -57,14 +61,16 @@ class Setting:
     """What every method is told about the run, on the server and on the devices.
 
     Attributes:
-        plan: The network it trains.
+        plan: The network it trains; of several equal ones, any.
         optimiser: Local training.
         round_seconds: Length of a round, the deadline.
+        members: How many such networks there are, see `Method.members`.
     """
 
     plan: SubnetPlan
     optimiser: Optimiser
     round_seconds: float
+    members: int = 1
 
 
 @dataclass(frozen=True)
@@ -74,14 +80,20 @@ class Report:
     Attributes:
         samples: Samples the device is to process in the round, over all local epochs.
         rate_macs_per_s: The last rate it measured, training MAC/s.
+        turn: How many participations, of any device, the server has begun before this one.
     """
 
     samples: int
     rate_macs_per_s: float
+    turn: int = 0
 
 
 class Batches(Protocol):
     """A device's mini-batches of one round."""
+
+    @property
+    def labels(self) -> Tensor:
+        """Labels of all the device's samples."""
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Iterate over (inputs, labels)."""
@@ -106,7 +118,7 @@ class Method(ABC, Generic[O, S]):
     name: ClassVar[str]
     Options: ClassVar[type[Options]] = Options
     resources: ClassVar[Literal["own", "full"]] = "own"
-    deadline: ClassVar[bool] = True
+    deadline: bool = True
     partial: ClassVar[bool] = False
 
     def __init__(self, setting: Setting, options: O) -> None:
@@ -118,6 +130,34 @@ class Method(ABC, Generic[O, S]):
     def network(cls, reference: str, options: O) -> str:
         """Return the network this method trains where the experiment names `reference`."""
         return reference
+
+    @classmethod
+    def members(cls, macs_reference: float, macs_own: float, options: O) -> int:
+        """Return how many networks are trained independently, to vote together: one.
+
+        Args:
+            macs_reference: Forward MACs per sample of the experiment's network.
+            macs_own: The same of the network that the method trains.
+            options: The method's own keys.
+        """
+        return 1
+
+    def begin(self, params: Params) -> dict[str, Tensor]:
+        """Return what the server starts with: the network's parameters, and what else the method keeps."""
+        return dict(params)
+
+    def deployed(self, params: Params) -> dict[str, Tensor]:
+        """Return the parameters of the network as it would be used now."""
+        return dict(params)
+
+    def logits(self, params: Params, x: Tensor) -> Tensor:
+        """Return what the network says, [N, classes].
+
+        Args:
+            params: As `deployed` returns them.
+            x: [N, ...] inputs.
+        """
+        return self.plan.run(params, self.plan.full, x, training=False)
 
     def assign(self, params: Params, report: Report, round: int, rng: torch.Generator) -> Message:
         """Return what the server sends to one device: here the whole network and the learning rate."""
@@ -134,6 +174,17 @@ class Method(ABC, Generic[O, S]):
     def most_weight(self, report: Report) -> float:
         """Return the largest weight an honest device can claim for a round."""
         return math.inf
+
+    def check(self, report: Report, update: Message) -> None:
+        """Check an update beyond its form: every number that a device sends is a weight of something.
+
+        Raises:
+            WireError: It claims more than an honest device can.
+        """
+        most = self.most_weight(report)
+        for name, claimed in update.scalars.items():
+            if not 0.0 <= float(claimed) <= most * (1 + _ROUNDING):
+                raise WireError(f"claims a {name} of {claimed:g} where {most:g} is the most there can be")
 
     @abstractmethod
     def empty(self, params: Params) -> S:

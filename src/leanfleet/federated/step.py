@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,91 +15,141 @@ from leanfleet.fleet import Pacer
 from leanfleet.ledger import PHI
 from leanfleet.subnet import Kept, SubnetPlan
 
+Batch = tuple[Tensor, Tensor]
+Loss = Callable[[Tensor, Tensor], Tensor]
 
-class Local:
-    """A device's copy of parameters, with fresh momentum, for one round."""
 
-    def __init__(self, plan: SubnetPlan, params: Params, optimiser: Optimiser, lr: float) -> None:
-        self._plan, self._optimiser, self._lr = plan, optimiser, lr
-        self.params = {name: p.clone() for name, p in params.items()}
-        self._momenta = (
-            {name: torch.zeros_like(p) for name, p in params.items()} if optimiser.momentum else {}
-        )
+@dataclass(frozen=True)
+class Step:
+    """How every step of a round is taken.
 
-    def step(self, kept: Kept, batch: tuple[Tensor, Tensor], pacer: Pacer, *, scale: bool) -> bool:
-        """Train the kept part on one mini-batch (Algorithm 1, the loop's body).
+    Attributes:
+        plan: The network.
+        optimiser: Momentum, weight decay, clipping.
+        lr: Learning rate.
+        scale: Inverted-dropout scaling.
+        loss: Of logits [N, classes] and labels [N].
+        mu: Strength of the proximal term, mu/2 * ||theta - theta_0||^2 (Li et al. 2020, FedProx).
+    """
 
-        Leaves are gathered outside autograd, so dropped entries of parameters and momentum stay bit for bit.
+    plan: SubnetPlan
+    optimiser: Optimiser
+    lr: float
+    scale: bool = False
+    loss: Loss = F.cross_entropy
+    mu: float = 0.0
+
+    def take(
+        self,
+        leaves: dict[str, Tensor],
+        momenta: dict[str, Tensor],
+        kept: Kept,
+        batch: Batch,
+        pacer: Pacer,
+        start: Params | None = None,
+    ) -> bool:
+        """Take one SGD step on packed leaves in place, unless it is late.
 
         Args:
-            kept: What this mini-batch trains.
+            leaves: Packed parameters.
+            momenta: Packed momentum of the same names; empty without momentum.
+            kept: The kept sets of the leaves.
             batch: Inputs [N, ...] and labels [N].
             pacer: Is told what the step costs, and tells whether it ended in time.
-            scale: Inverted-dropout scaling.
+            start: The packed parameters of the round's start; needed for the proximal term only.
 
         Returns:
             False if the step was late; then nothing has changed.
         """
-        leaves = self._plan.pack(self.params, kept)
-        momenta = self._plan.pack(self._momenta, kept)
-        if not train_leaves(
-            self._plan, leaves, momenta, kept, batch, pacer, self._optimiser, self._lr, scale
-        ):
+        x, y = batch
+        tracked = self.tracked(leaves)
+        loss = self.loss(self.plan.run(tracked, kept, x, scale=self.scale), y)
+        grads = self.gradients(loss, tracked)
+        if not pacer.spend(float(PHI * self.plan.macs_of(kept) * len(y)), len(y)):
             return False
-        self._plan.unpack_(self.params, leaves, kept)
-        self._plan.unpack_(self._momenta, momenta, kept)
+        if self.mu and start is not None:
+            for name, grad in grads.items():
+                grad.add_(leaves[name] - start[name], alpha=self.mu)
+        self.descend_(leaves, grads, momenta)
         return True
 
+    def tracked(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the leaves as autograd sees them."""
+        return {name: t.detach().requires_grad_(name not in self.plan.frozen) for name, t in leaves.items()}
 
-def train_leaves(
-    plan: SubnetPlan,
-    leaves: dict[str, Tensor],
-    momenta: dict[str, Tensor],
-    kept: Kept,
-    batch: tuple[Tensor, Tensor],
-    pacer: Pacer,
-    optimiser: Optimiser,
-    lr: float,
-    scale: bool,
-) -> bool:
-    """Take one SGD step on packed leaves in place, unless it is late.
+    def gradients(self, loss: Tensor, tracked: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the loss's gradients by all leaves that it depends on."""
+        wanted = [name for name in tracked if name not in self.plan.frozen]
+        found = torch.autograd.grad(loss, [tracked[name] for name in wanted], allow_unused=True)
+        return {name: grad for name, grad in zip(wanted, found, strict=True) if grad is not None}
 
-    Args:
-        plan: The network.
-        leaves: Packed parameters.
-        momenta: Packed momentum of the same names; empty without momentum.
-        kept: The kept sets of the leaves.
-        batch: Inputs and labels.
-        pacer: Is told what the step costs, and tells whether it ended in time.
-        optimiser: Momentum, weight decay, clipping.
-        lr: Learning rate.
-        scale: Inverted-dropout scaling.
+    def descend_(
+        self, leaves: Mapping[str, Tensor], grads: Mapping[str, Tensor], momenta: Mapping[str, Tensor]
+    ) -> None:
+        """Let SGD change leaves and momenta in place; the gradients may change too."""
+        if self.optimiser.clip_norm is not None:
+            _clip_(list(grads.values()), self.optimiser.clip_norm)
+        with torch.no_grad():
+            sgd(
+                [leaves[name] for name in grads],
+                list(grads.values()),
+                [momenta.get(name) for name in grads],
+                foreach=True,
+                weight_decay=self.optimiser.weight_decay,
+                momentum=self.optimiser.momentum,
+                lr=self.lr,
+                dampening=0.0,
+                nesterov=False,
+                maximize=False,
+            )
+
+    def momenta(self, params: Params) -> dict[str, Tensor]:
+        """Return fresh momentum for parameters; nothing where there is none."""
+        return {name: torch.zeros_like(p) for name, p in params.items()} if self.optimiser.momentum else {}
+
+
+@dataclass
+class Local:
+    """A device's copy of parameters, with fresh momentum, for one round.
+
+    Attributes:
+        step: How steps are taken.
+        start: The parameters at the start of the round.
+        params: The parameters now.
     """
-    x, y = batch
-    tracked = {name: leaf.detach().requires_grad_(name not in plan.frozen) for name, leaf in leaves.items()}
-    trained = [name for name in leaves if name not in plan.frozen]
-    loss = F.cross_entropy(plan.run(tracked, kept, x, scale=scale), y)
-    found = torch.autograd.grad(loss, [tracked[name] for name in trained], allow_unused=True)
-    if not pacer.spend(float(PHI * plan.macs_of(kept) * len(y)), len(y)):
-        return False
-    pairs = zip(trained, found, strict=True)
-    grads = {name: g for name, g in pairs if g is not None}
-    if optimiser.clip_norm is not None:
-        _clip_(list(grads.values()), optimiser.clip_norm)
-    with torch.no_grad():
-        sgd(
-            [leaves[name] for name in grads],
-            list(grads.values()),
-            [momenta.get(name) for name in grads],
-            foreach=True,
-            weight_decay=optimiser.weight_decay,
-            momentum=optimiser.momentum,
-            lr=lr,
-            dampening=0.0,
-            nesterov=False,
-            maximize=False,
-        )
-    return True
+
+    step: Step
+    start: Params
+    params: dict[str, Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.params = {name: p.clone() for name, p in self.start.items()}
+        self._momenta = self.step.momenta(self.start)
+
+    def train(self, kept: Kept, batch: Batch, pacer: Pacer) -> bool:
+        """Train the kept part on one mini-batch (Algorithm 1, the loop's body).
+
+        Leaves are gathered outside autograd, so dropped entries of parameters and momentum stay bit for bit.
+
+        Returns:
+            False if the step was late; then nothing has changed.
+        """
+        plan = self.step.plan
+        leaves, momenta = plan.pack(self.params, kept), plan.pack(self._momenta, kept)
+        start = plan.pack(self.start, kept) if self.step.mu else None
+        if not self.step.take(leaves, momenta, kept, batch, pacer, start):
+            return False
+        plan.unpack_(self.params, leaves, kept)
+        plan.unpack_(self._momenta, momenta, kept)
+        return True
+
+    def descend_(self, kept: Kept, grads: Mapping[str, Tensor]) -> None:
+        """Let SGD change the kept part by gradients that are packed as it is."""
+        plan = self.step.plan
+        leaves, momenta = plan.pack(self.params, kept), plan.pack(self._momenta, kept)
+        self.step.descend_(leaves, grads, momenta)
+        plan.unpack_(self.params, leaves, kept)
+        plan.unpack_(self._momenta, momenta, kept)
 
 
 def _clip_(grads: list[Tensor], largest: float) -> None:

@@ -17,10 +17,11 @@ from torch import nn
 from leanfleet.errors import NetworkError, did_you_mean
 from leanfleet.nets.cnn import digits_cnn, femnist_cnn
 from leanfleet.nets.densenet import densenet_bc
+from leanfleet.nets.ensemble import Ensemble, vote
 from leanfleet.nets.resnet import resnet_20
 from leanfleet.randomness import key
 
-__all__ = ["NETWORKS", "Reference", "build"]
+__all__ = ["NETWORKS", "Ensemble", "Reference", "build", "vote"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ _HIDDEN: Final = ("hidden",)
 NETWORKS: Final[dict[str, Reference]] = {
     reference.name: reference
     for reference in (
-        Reference("densenet-bc-19", partial(densenet_bc, 19), _CIFAR, 10),
+        Reference("densenet-bc-19", partial(densenet_bc, 19), _CIFAR, 10, small="densenet-bc-19-small"),
+        Reference("densenet-bc-19-small", partial(densenet_bc, 19, 6), _CIFAR, 10),
         Reference("densenet-bc-40", partial(densenet_bc, 40), _CIFAR, 10, small="densenet-bc-19"),
         Reference("densenet-bc-100", partial(densenet_bc, 100), _CIFAR, 100, small="densenet-bc-40"),
         Reference(
@@ -106,16 +108,20 @@ def _reference(
     reference: Reference, classes: int | None, shape: tuple[int, int, int] | None
 ) -> Callable[[], nn.Module]:
     shape = shape or reference.shape
-    make = partial(reference.build, classes=classes or reference.classes, channels=shape[0])
-    try:
-        # On the meta device nothing is computed: only the shapes are tried.
-        with torch.device("meta"):
-            make()(torch.empty(2, *shape))
-    except RuntimeError as error:
-        sizes = ["x".join(map(str, size)) for size in (shape, reference.shape)]
-        raise NetworkError(
-            f"network '{reference.name}': images of {sizes[0]} do not fit; it is made for {sizes[1]}"
-        ) from error
+
+    def make() -> nn.Module:
+        net = reference.build(classes=classes or reference.classes, channels=shape[0])
+        try:
+            # Not on the meta device, which would load torch's compiler first: a second or two.
+            with torch.no_grad():
+                net.eval()(torch.zeros(2, *shape))
+        except RuntimeError as error:
+            sizes = ["x".join(map(str, size)) for size in (shape, reference.shape)]
+            raise NetworkError(
+                f"network '{reference.name}': images of {sizes[0]} do not fit; it is made for {sizes[1]}"
+            ) from error
+        return net.train()
+
     return make
 
 

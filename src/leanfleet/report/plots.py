@@ -23,8 +23,11 @@ if TYPE_CHECKING:
 Values = npt.NDArray[np.float64]
 
 # Okabe and Ito (2008): told apart with any colour vision; their yellow is too light for a line.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_FIRST = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+# Where there are more lines than these: of Paul Tol's muted colours, and drawn in another style.
+_MORE = ("#882255", "#999933", "#332288", "#7F7F7F", "#CC6677")
+_COLOURS = (*_FIRST, *_MORE)
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "p", ">", "*", "h")
 _SETTING = (("data", "source"), ("data", "partition"), ("network", "name"))
 _FEW = 40
 
@@ -67,14 +70,16 @@ def can_draw() -> bool:
     return find_spec("matplotlib") is not None
 
 
-def draw(groups: Sequence[Group], folder: Path) -> list[Path]:
+def draw(groups: Sequence[Group], folder: Path, title: str = "") -> list[Path]:
     """Draw accuracy against rounds, virtual time and MACs, a line and a colour a group; return the files.
 
     The line is the mean over seeds, the band reaches from the least to the greatest. Evaluation A, whole network.
+    Twelve groups can be told apart.
 
     Args:
         groups: What to draw.
         folder: Where to put the files; made if it is not there.
+        title: Stands in front of what all groups share.
 
     Raises:
         StorageError: The disk refuses.
@@ -83,7 +88,7 @@ def draw(groups: Sequence[Group], folder: Path) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"{folder}: cannot be written: {error.strerror}") from error
-    return [_draw(groups, axis, folder / axis.file) for axis in _AXES]
+    return [_draw(groups, axis, folder / axis.file, title) for axis in _AXES]
 
 
 def band(group: Group, over: str) -> Band:
@@ -105,15 +110,18 @@ def band(group: Group, over: str) -> Band:
 def colours(groups: Sequence[Group]) -> list[int]:
     """Return a different number for each group: the same for a method in every plot, as far as that goes."""
     preferred = list(METHODS)
+    wishes = {preferred.index(group.method) for group in groups if group.method in preferred}
+    # What no method has for itself goes first to those that come to a method's colour too late.
+    others = [*range(len(preferred), len(_COLOURS)), *range(len(_COLOURS) + len(groups))]
     taken: list[int] = []
     for group in groups:
-        wish = preferred.index(group.method) if group.method in preferred else len(preferred)
-        free = (n for n in (wish, *range(len(preferred), len(preferred) + len(groups))) if n not in taken)
+        wish = [preferred.index(group.method)] if group.method in preferred else []
+        free = (n for n in (*wish, *(n for n in others if n not in wishes)) if n not in taken)
         taken.append(next(free))
     return taken
 
 
-def _draw(groups: Sequence[Group], axis: _Axis, path: Path) -> Path:
+def _draw(groups: Sequence[Group], axis: _Axis, path: Path, title: str) -> Path:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.0, 4.2), dpi=150, layout="constrained")
@@ -121,7 +129,7 @@ def _draw(groups: Sequence[Group], axis: _Axis, path: Path) -> Path:
     for group, number in zip(groups, colours(groups), strict=True):
         _line(axes, group, axis.key, number)
     _dress(axes, axis)
-    axes.set_title(_title(groups), loc="left", fontsize="medium")
+    axes.set_title(_title(groups, title), loc="left", fontsize="medium")
     # Beside the data: curves of good methods fill every corner.
     figure.legend(loc="outside right upper", frameon=False)
     buffer = io.BytesIO()
@@ -136,7 +144,8 @@ def _line(axes: Axes, group: Group, key: str, number: int) -> None:
     # Markers only where the evaluations can be told apart; a single one would be invisible without.
     marker = _MARKERS[number % len(_MARKERS)] if len(found.x) <= _FEW else ""
     full = group.method in METHODS and METHODS[group.method].resources == "full"
-    style: dict[str, Any] = {"linestyle": "--" if full else "-", "marker": marker, "markersize": 4}
+    usual = "-" if number < len(_FIRST) else "-." if number < len(_COLOURS) else ":"
+    style: dict[str, Any] = {"linestyle": "--" if full else usual, "marker": marker, "markersize": 4}
     axes.plot(found.x, 100 * found.mean, color=colour, label=group.label, linewidth=1.8, **style)
     if len(group.records) > 1:
         axes.fill_between(found.x, 100 * found.low, 100 * found.high, color=colour, alpha=0.18, linewidth=0)
@@ -159,12 +168,13 @@ def _dress(axes: Axes, axis: _Axis) -> None:
     axes.set_xlim(left=0)
 
 
-def _title(groups: Sequence[Group]) -> str:
+def _title(groups: Sequence[Group], title: str) -> str:
     """Name what all groups share, and say what a band is."""
     records = [record for group in groups for record in group.records]
     shared = [{r.config.get(section, {}).get(key) for r in records} for section, key in _SETTING]
     # A source may be a path.
-    parts = [Path(value).name for values in shared if len(values) == 1 for value in values if value]
+    parts = [title] if title else []
+    parts += [Path(value).name for values in shared if len(values) == 1 for value in values if value]
     seeds = sorted({len(group.records) for group in groups})
     if seeds[-1] > 1:
         parts.append(f"mean and range of {seeds[0]}{'' if len(seeds) == 1 else f' to {seeds[-1]}'} seeds")

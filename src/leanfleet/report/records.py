@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from leanfleet.errors import RecordError
 from leanfleet.runs import Run
 
@@ -75,11 +77,41 @@ class Record:
         points = [(float(event[over]), float(event["accuracy"])) for event in self.evaluations]
         return [x for x, _ in points], [y for _, y in points]
 
+    @property
+    def available_macs(self) -> float:
+        """Training MACs that the devices which took part could have spent in all rounds together."""
+        return float(sum(event.get("available_macs", 0.0) for event in self.events))
+
     def accuracy_at(self, seconds_virtual: float) -> float | None:
         """Return the last accuracy that was known at this virtual time; None before the first evaluation."""
         times, accuracies = self.curve("seconds_virtual")
         known = [a for t, a in zip(times, accuracies, strict=True) if t <= seconds_virtual * (1 + 1e-9)]
         return known[-1] if known else None
+
+    def interpolated(self, spent: float, over: str) -> float | None:
+        """Return the accuracy when that much was spent, on a line between the evaluations before and after.
+
+        Runs whose evaluations fall at different points compare so, each to each, without favour. None before the
+        first evaluation; the last accuracy after the last.
+
+        Args:
+            spent: How much of what `over` counts.
+            over: As for `curve`.
+        """
+        places, accuracies = self.curve(over)
+        if not places or spent < places[0] * (1 - 1e-9):
+            return None
+        return float(np.interp(spent, places, accuracies))
+
+    def reached(self, accuracy: float, over: str = "round") -> float | None:
+        """Return what was spent at the first evaluation with this accuracy or a better one; None if none has.
+
+        Args:
+            accuracy: A fraction, evaluation A.
+            over: As for `curve`.
+        """
+        spent, accuracies = self.curve(over)
+        return next((x for x, a in zip(spent, accuracies, strict=True) if a >= accuracy), None)
 
     @property
     def experiment_key(self) -> str:

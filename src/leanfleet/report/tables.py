@@ -73,6 +73,17 @@ def render(tables: Tables, width: int) -> list[Table]:
     ]
 
 
+def spread_of(values: Sequence[float | None]) -> Spread | None:
+    """Return mean and deviation; None unless every run has a value: a mean over some of them would mislead."""
+    present = [float(value) for value in values if value is not None]
+    if len(present) < len(values):
+        return None
+    return {
+        "mean": statistics.fmean(present),
+        "std": statistics.stdev(present) if len(present) > 1 else None,
+    }
+
+
 def percent(spread: Spread | None) -> str:
     """Return a fraction as a percentage, such as `93.1±0.4`; `-` where there is none."""
     if spread is None:
@@ -109,9 +120,9 @@ def _group_row(group: Group, times: Sequence[float]) -> dict[str, Any]:
         "label": group.label,
         "method": group.method,
         "seeds": [record.seed for record in records],
-        "accuracy_at": [_spread([r.accuracy_at(t) for r in records]) for t in times],
-        **{key: _spread([_total(r, key) for r in records]) for key in _TOTALS},
-        "late_share": _spread([record.late_share for record in records]),
+        "accuracy_at": [spread_of([r.accuracy_at(t) for r in records]) for t in times],
+        **{key: spread_of([_total(r, key) for r in records]) for key in _TOTALS},
+        "late_share": spread_of([record.late_share for record in records]),
     }
 
 
@@ -136,17 +147,6 @@ def _total(record: Record, key: str) -> float | None:
         pick = {"accuracy": lambda: accuracies[-1], "best_accuracy": lambda: max(accuracies)}
         value = pick[key]() if accuracies else None
     return value
-
-
-def _spread(values: Sequence[float | None]) -> Spread | None:
-    """Return mean and deviation; None unless every run has a value: a mean over some of them would mislead."""
-    present = [float(value) for value in values if value is not None]
-    if len(present) < len(values):
-        return None
-    return {
-        "mean": statistics.fmean(present),
-        "std": statistics.stdev(present) if len(present) > 1 else None,
-    }
 
 
 def _notes(groups: Sequence[Group]) -> list[str]:

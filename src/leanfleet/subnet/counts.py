@@ -96,18 +96,35 @@ class ChannelGroup:
         Raises:
             ValueError: The group has no such kept set.
         """
-        if not 0 < count <= self.channels or count % self.cells:
-            raise ValueError(
-                f"group '{self.name}' cannot keep {count} of {self.channels} channels in {self.cells} cells"
-            )
+        self._check_count(count)
         if count == self.channels:
             return torch.arange(self.channels)
         if self.cells == 1:
             return torch.randperm(self.channels, generator=generator)[:count].sort().values
-        cell_of = torch.tensor(self.cell_of)
         picks = []
-        for cell in range(self.cells):
-            members = (cell_of == cell).nonzero().squeeze(1)
+        for members in self.members:
             order = torch.randperm(len(members), generator=generator)
             picks.append(members[order[: count // self.cells]])
         return torch.cat(picks).sort().values
+
+    def window(self, count: int, start: int = 0) -> torch.Tensor:
+        """Return `count` neighbouring channels from `start` on, wrapped around, in every cell alike, sorted.
+
+        Raises:
+            ValueError: The group has no such kept set.
+        """
+        self._check_count(count)
+        places = (start + torch.arange(count // self.cells)) % (self.channels // self.cells)
+        return torch.cat([members[places] for members in self.members]).sort().values
+
+    @functools.cached_property
+    def members(self) -> tuple[torch.Tensor, ...]:
+        """The channels of every cell, ascending."""
+        cell_of = torch.tensor(self.cell_of)
+        return tuple((cell_of == cell).nonzero().squeeze(1) for cell in range(self.cells))
+
+    def _check_count(self, count: int) -> None:
+        if not 0 < count <= self.channels or count % self.cells:
+            raise ValueError(
+                f"group '{self.name}' cannot keep {count} of {self.channels} channels in {self.cells} cells"
+            )

@@ -17,7 +17,9 @@ class Kept(Mapping[str, Tensor]):
     Made by `SubnetPlan.draw`, `SubnetPlan.keep` and `SubnetPlan.full`; not by hand.
     """
 
-    def __init__(self, sets: Mapping[str, Tensor], layouts: Layouts) -> None:
+    def __init__(
+        self, sets: Mapping[str, Tensor], layouts: Layouts, within: Mapping[str, Tensor] | None = None
+    ) -> None:
         self._sets = {group.name: sets[group.name] for group in layouts.resolved.groups}
         self._layouts = layouts
         self._ids: dict[tuple[int, str], Tensor | None] = {}
@@ -31,7 +33,8 @@ class Kept(Mapping[str, Tensor]):
         self._mask[-1] = True
         self._mask[torch.cat(list(self._sets.values())) + layouts.offsets.repeat_interleave(counts)] = True
         self._scale = torch.ones(layouts.resolved.total + 1, dtype=torch.float64)
-        factors = layouts.channels / counts.double()
+        wholes = layouts.channels if within is None else torch.tensor([len(within[n]) for n in self._sets])
+        factors = wholes / counts.double()
         self._scale[:-1] = factors.repeat_interleave(layouts.channels)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -64,7 +67,7 @@ class Kept(Mapping[str, Tensor]):
         return len(self._layouts.slots[layout]) if ids is None else len(ids)
 
     def scale(self, layout: int) -> Tensor | None:
-        """Return C/n of the source of every kept position (float64); None where nothing is scaled."""
+        """Return C/n of the source of every kept position (float64); None where nothing is dropped."""
         ids = self.ids(layout)
         return None if ids is None else self._scale[self._layouts.slots[layout][ids]]
 

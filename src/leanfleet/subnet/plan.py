@@ -27,8 +27,10 @@ class SubnetPlan:
 
     def __init__(self, traced: Traced) -> None:
         self._steps, self._output, self._input = traced.steps, traced.output, traced.input
-        self._shape, self._shapes, self._constants = traced.shape, traced.parameters, traced.constants
+        self._shape, self._constants = traced.shape, traced.constants
         self._layouts, self._cuts = traced.layouts, traced.cuts
+        self.parameters: Mapping[str, torch.Size] = dict(traced.parameters)
+        """Shapes of the network's parameters, by name."""
         self.frozen: frozenset[str] = traced.frozen
         """Parameters that the user has frozen (`requires_grad = False`)."""
         self.terms: tuple[Term, ...] = traced.terms
@@ -76,19 +78,38 @@ class SubnetPlan:
         Raises:
             ValueError: The vector has the wrong length or a rate lies outside [0, 1).
         """
+        return self.draw_counts(self.round_counts(rates, generator, bernoulli=bernoulli), generator)
+
+    def round_counts(
+        self, rates: Sequence[float], generator: torch.Generator, *, bernoulli: bool = False
+    ) -> list[int]:
+        """Draw how many channels of every group are kept, [groups], with the arguments of `draw`."""
         self._check_rates(rates)
-        counts = [
-            g.draw_count(r, generator, bernoulli=bernoulli) for g, r in zip(self.groups, rates, strict=True)
-        ]
-        return self.draw_counts(counts, generator)
+        pairs = zip(self.groups, rates, strict=True)
+        return [group.draw_count(rate, generator, bernoulli=bernoulli) for group, rate in pairs]
 
     def draw_counts(self, counts: Sequence[int], generator: torch.Generator) -> Kept:
         """Draw kept sets of exactly these sizes, [groups] of int."""
         pairs = zip(self.groups, counts, strict=True)
         return Kept({g.name: g.draw_set(n, generator) for g, n in pairs}, self._layouts)
 
-    def keep(self, sets: Mapping[str, Tensor]) -> Kept:
+    def windows(self, counts: Sequence[int], start: int = 0, within: Kept | None = None) -> Kept:
+        """Return neighbouring channels of every group, in every cell alike, from `start` on and wrapped around.
+
+        Args:
+            counts: [groups] how many channels.
+            start: Of the first channel; 0 gives prefixes.
+            within: See `keep`.
+        """
+        sets = {g.name: g.window(n, start) for g, n in zip(self.groups, counts, strict=True)}
+        return self.keep(sets, within)
+
+    def keep(self, sets: Mapping[str, Tensor], within: Kept | None = None) -> Kept:
         """Return the kept sets with these channels, checked.
+
+        Args:
+            sets: Ascending channels, by group.
+            within: The sub-network that stands for the whole in the scale C/n; None is the whole network.
 
         Raises:
             ValueError: A group is missing or unknown, a set is empty, unsorted, out of range, or does not fill
@@ -100,7 +121,7 @@ class SubnetPlan:
             )
         for group in self.groups:
             _check_set(group, sets[group.name])
-        return Kept({g.name: sets[g.name] for g in self.groups}, self._layouts)
+        return Kept({g.name: sets[g.name] for g in self.groups}, self._layouts, within)
 
     # -- running -------------------------------------------------------------------------------------------
 
@@ -121,7 +142,7 @@ class SubnetPlan:
 
     def positions(self, kept: Kept) -> dict[str, tuple[Tensor | None, ...]]:
         """Return where the kept part of every parameter lies, as `averaging.HolderSum.add` takes it."""
-        return {name: positions(self._cuts.get(name), kept, shape) for name, shape in self._shapes.items()}
+        return {name: positions(self._cuts.get(name), kept, shape) for name, shape in self.parameters.items()}
 
     def run(
         self,
