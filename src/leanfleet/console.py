@@ -49,14 +49,8 @@ class Display:
         self._printed = time.monotonic()
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal and not self._console.is_dumb_terminal:
-            self._bars = Bars(
-                TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis")),
-                BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=6)),
-                TextColumn("{task.fields[status]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
-                console=self._console,
-                expand=True,
-            )
+        self._bars = progress_bars(self._console)
+        if self._bars is not None:
             self._task = self._bars.add_task("starting", total=None, status="")
             self._bars.start()
         return self
@@ -123,6 +117,20 @@ class Display:
         return f"leanfleet resume {shlex.quote(str(self._resumes))}"
 
 
+def progress_bars(console: Console | None = None) -> Bars | None:
+    """Return a bar on stderr with a field `status`, not started yet; None where stderr is no terminal."""
+    console = console or Console(stderr=True, highlight=False)
+    if not console.is_terminal or console.is_dumb_terminal:
+        return None
+    return Bars(
+        TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+        BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=6)),
+        TextColumn("{task.fields[status]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+        console=console,
+        expand=True,
+    )
+
+
 def busy(what: str) -> AbstractContextManager[object]:
     """Show on a terminal that something goes on, where nobody can say how long it will."""
     return Console(stderr=True).status(f"{what} ...")
@@ -164,7 +172,7 @@ def print_json(value: Any) -> None:
 def describe(progress: Progress, seconds_left: float | None, *, short: bool = False) -> str:
     """Return how far a run is, in one line; `short` fits a terminal of 40 columns."""
     accuracy = "-" if progress.accuracy is None else f"{100 * progress.accuracy:.1f}%"
-    rounds, left = f"{progress.round}/{progress.rounds}", _clock(seconds_left)
+    rounds, left = f"{progress.round}/{progress.rounds}", clock(seconds_left)
     if short:
         return f"{rounds} {accuracy} {progress.seconds_virtual:.4g}s {left}"
     return (
@@ -177,7 +185,8 @@ def _done(progress: Progress) -> float:
     return progress.round + progress.share
 
 
-def _clock(seconds: float | None) -> str:
+def clock(seconds: float | None) -> str:
+    """Return a duration such as 12:34 or 1:02:03."""
     if seconds is None:
         return "-:--"
     minutes, rest = divmod(round(seconds), 60)

@@ -71,7 +71,7 @@ class Distreal(DeltaMethod[DistrealOptions]):
             found = Lut.load(options.lut)
             found.check(self.plan, str(options.lut))
             # The classifier's share of the cost is this network's: a table holds for any number of classes.
-            self.lut = Lut.of(self.plan, [row.rates for row in found.rows], found.origin)
+            self.lut = Lut.costed(self.plan, found.rows, found.origin, found.about)
 
     def train(self, message: Message, batches: Batches, pacer: Pacer, rng: torch.Generator) -> Message | None:
         """Run Algorithm 1; the change of all parameters, and c_i, the forward MACs invested, as its weight."""

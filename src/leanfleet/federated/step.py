@@ -143,6 +143,13 @@ class Local:
         plan.unpack_(self._momenta, momenta, kept)
         return True
 
+    def descend(self, kept: Kept, batch: Batch) -> None:
+        """Train the kept part on one mini-batch where no clock runs."""
+        step, (x, y) = self.step, batch
+        tracked = step.tracked(step.plan.pack(self.params, kept))
+        loss = step.loss(step.plan.run(tracked, kept, x, scale=step.scale), y)
+        self.descend_(kept, step.gradients(loss, tracked))
+
     def descend_(self, kept: Kept, grads: Mapping[str, Tensor]) -> None:
         """Let SGD change the kept part by gradients that are packed as it is."""
         plan = self.step.plan

@@ -5,9 +5,10 @@ from __future__ import annotations
 import bisect
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -16,7 +17,9 @@ from leanfleet.errors import LutError, RecordError
 from leanfleet.storage import load_tensors, save_tensors
 from leanfleet.subnet.plan import SubnetPlan
 
-FORMAT = 1
+FORMAT = 2
+
+_MEASURED: Final = ("f2", "stderr", "seconds")
 
 
 @dataclass(frozen=True)
@@ -26,10 +29,16 @@ class Row:
     Attributes:
         rates: [groups] one dropout rate a channel group, float32 values.
         macs: Expected forward MACs per sample.
+        f2: The search's second objective, the gain lost to dropout (Rapp et al. 2022, eq. 1); None where unknown.
+        stderr: Its standard error.
+        seconds: Seconds of a training step where the search profiled them.
     """
 
     rates: tuple[float, ...]
     macs: float
+    f2: float | None = None
+    stderr: float | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -41,12 +50,14 @@ class Lut:
         groups: (name, channels) of every rate.
         fingerprint: Of the network, see `SubnetPlan.fingerprint`.
         origin: How the table came to be, such as "uniform".
+        about: What a search wrote down: settings, data, version, hypervolume, ...; ready for JSON.
     """
 
     rows: tuple[Row, ...]
     groups: tuple[tuple[str, int], ...]
     fingerprint: str
     origin: str
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, plan: SubnetPlan, vectors: list[tuple[float, ...]], origin: str) -> Lut:
@@ -54,10 +65,17 @@ class Lut:
 
         Rates are rounded to float32 first, so that a table keeps its costs when it is saved and loaded.
         """
-        rounded = [tuple(float(r) for r in np.asarray(v, dtype=np.float32)) for v in vectors]
-        rows = sorted((Row(rates, plan.macs(rates)) for rates in rounded), key=lambda row: row.macs)
+        return cls.costed(plan, [Row(vector, 0.0) for vector in vectors], origin)
+
+    @classmethod
+    def costed(
+        cls, plan: SubnetPlan, rows: Iterable[Row], origin: str, about: Mapping[str, Any] | None = None
+    ) -> Lut:
+        """Return the table of these rows, their MACs counted by the plan; see `of`."""
+        rounded = [replace(r, rates=tuple(map(float, np.asarray(r.rates, dtype=np.float32)))) for r in rows]
+        found = sorted((replace(r, macs=plan.macs(r.rates)) for r in rounded), key=lambda row: row.macs)
         groups = tuple((g.name, g.channels) for g in plan.groups)
-        return cls(tuple(rows), groups, plan.fingerprint, origin)
+        return cls(tuple(found), groups, plan.fingerprint, origin, about or {})
 
     @classmethod
     def uniform(cls, plan: SubnetPlan, levels: int = 64, highest: float = 0.5) -> Lut:
@@ -97,7 +115,10 @@ class Lut:
             )
 
     def save(self, path: Path) -> None:
-        """Write the table as safetensors: rates float32 [rows, groups], MACs float64 [rows], header as metadata.
+        """Write the table as safetensors, one tensor a column, the header as metadata.
+
+        `rates` is float32 [rows, groups]; `macs` and, where a search measured them, `f2`, `stderr`, `seconds` are
+        float64 [rows].
 
         Raises:
             StorageError: The disk refuses.
@@ -107,11 +128,16 @@ class Lut:
             "groups": self.groups,
             "fingerprint": self.fingerprint,
             "origin": self.origin,
+            "about": dict(self.about),
         }
         tensors = {
             "rates": torch.tensor([row.rates for row in self.rows], dtype=torch.float32),
             "macs": torch.tensor([row.macs for row in self.rows], dtype=torch.float64),
         }
+        for name in _MEASURED:
+            values = [getattr(row, name) for row in self.rows]
+            if all(value is not None for value in values):
+                tensors[name] = torch.tensor(values, dtype=torch.float64)
         save_tensors(path, tensors, {"lut": json.dumps(header)})
 
     @classmethod
@@ -127,8 +153,12 @@ class Lut:
             rates, macs = tensors["rates"], tensors["macs"]
             groups = tuple((str(name), int(channels)) for name, channels in header["groups"])
             vectors = [tuple(vector) for vector in rates.tolist()]
-            rows = tuple(Row(v, m) for v, m in zip(vectors, macs.tolist(), strict=True))
-            lut = cls(rows, groups, str(header["fingerprint"]), str(header["origin"]))
+            known = {name: tensors[name].tolist() for name in _MEASURED if name in tensors}
+            columns = [dict(zip(known, values, strict=True)) for values in zip(*known.values(), strict=True)]
+            measured = columns or [{}] * len(vectors)
+            rows = tuple(Row(v, m, **x) for v, m, x in zip(vectors, macs.tolist(), measured, strict=True))
+            about = header.get("about", {})
+            lut = cls(rows, groups, str(header["fingerprint"]), str(header["origin"]), about)
         except (OSError, RecordError) as error:
             raise LutError(str(error)) from error
         except (KeyError, ValueError, TypeError) as error:
@@ -144,7 +174,7 @@ class Lut:
             and all(math.isfinite(row.macs) and row.macs > 0 for row in self.rows)
             and list(self.rows) == sorted(self.rows, key=lambda row: row.macs)
         )
-        if version != FORMAT:
-            raise LutError(f"{path} has LUT format {version}; this version reads format {FORMAT}")
+        if version not in (1, FORMAT):
+            raise LutError(f"{path} has LUT format {version}; this version reads formats 1 and {FORMAT}")
         if not sound:
             raise LutError(f"{path} is damaged: rates or MACs out of range or out of order")

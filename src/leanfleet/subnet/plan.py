@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +16,8 @@ from leanfleet.subnet.builder import Frame, Term
 from leanfleet.subnet.counts import ChannelGroup
 from leanfleet.subnet.kept import Kept
 from leanfleet.subnet.packing import gather, positions, scatter_
+
+Floats = npt.NDArray[np.float64]
 
 
 class SubnetPlan:
@@ -190,12 +192,14 @@ class SubnetPlan:
         Layers are independent, so E[m n] = E[m] E[n]; where a layer reads and writes one group the variance of
         its count is added.
         """
-        self._check_rates(rates)
-        pairs = zip(self.groups, rates, strict=True)
-        moments = [g.moments(r, bernoulli=bernoulli) for g, r in pairs]
-        counts, spread = np.array([*moments, (1.0, 0.0)]).T
+        counts, spread = self._moments(rates, bernoulli=bernoulli)
         product = (self._in @ counts) * (self._out @ counts) + (self._in * self._out) @ spread
         return float(self._coefficients @ product)
+
+    def counts(self, rates: Sequence[float]) -> tuple[Floats, Floats]:
+        """Return the expected numbers of kept inputs and outputs of every line of `terms`, float64 [terms] each."""
+        counts, _ = self._moments(rates)
+        return self._in @ counts, self._out @ counts
 
     def macs_of(self, kept: Kept) -> int:
         """Return the exact forward MACs per sample with these kept sets."""
@@ -219,7 +223,14 @@ class SubnetPlan:
 
     # -- inside --------------------------------------------------------------------------------------------
 
-    def _count_matrix(self, layouts: list[int | None]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def _moments(self, rates: Sequence[float], *, bernoulli: bool = False) -> Floats:
+        """Return mean and variance of every group's kept count, [2, groups + 1]; last, of what is never dropped."""
+        self._check_rates(rates)
+        pairs = zip(self.groups, rates, strict=True)
+        moments: Floats = np.array([*(g.moments(r, bernoulli=bernoulli) for g, r in pairs), (1.0, 0.0)]).T
+        return moments
+
+    def _count_matrix(self, layouts: list[int | None]) -> Floats:
         none = np.eye(1, len(self.groups) + 1, len(self.groups))[0]
         rows = [none if n is None else self._layouts.counts_by_group(n) for n in layouts]
         return np.array(rows).reshape(len(rows), len(self.groups) + 1)

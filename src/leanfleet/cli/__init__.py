@@ -17,6 +17,8 @@ import click
 import typer
 from typer.core import TyperGroup
 
+from leanfleet.cli.options import Device, File, Files, Json, RunFolder, RunFolders, Set, Workers
+from leanfleet.cli.search import lut, search
 from leanfleet.console import Display, busy, print_json, print_tables, simple_table, width
 from leanfleet.errors import LeanfleetError, UserError
 
@@ -47,23 +49,9 @@ class _Commands(TyperGroup):
 
 app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
-File = Annotated[Path, typer.Argument(metavar="X.toml", help="An experiment file.")]
-Files = Annotated[list[Path], typer.Argument(metavar="X.toml...", help="Experiment files.")]
-RunFolder = Annotated[
-    Path, typer.Argument(metavar="RUN", help="A run's folder, such as runs/distreal-digits.")
-]
-RunFolders = Annotated[
-    list[Path], typer.Argument(metavar="RUN...", help="Folders of runs or of comparisons.")
-]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override the file; may be given several times."),
-]
-Workers = Annotated[
-    int | None, typer.Option(min=1, help="Worker processes.", show_default="one a core; resuming: as before")
-]
-Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")]
-Json = Annotated[bool, typer.Option("--json", help="Print plain JSON instead of tables.")]
+
+app.command()(search)
+app.command()(lut)
 
 
 def main() -> None:

@@ -1,0 +1,26 @@
+"""Arguments and options that several commands take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+File = Annotated[Path, typer.Argument(metavar="X.toml", help="An experiment file.")]
+Files = Annotated[list[Path], typer.Argument(metavar="X.toml...", help="Experiment files.")]
+RunFolder = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run's folder, such as runs/distreal-digits.")
+]
+RunFolders = Annotated[
+    list[Path], typer.Argument(metavar="RUN...", help="Folders of runs or of comparisons.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override the file; may be given several times."),
+]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Worker processes.", show_default="one a core; resuming: as before")
+]
+Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")]
+Json = Annotated[bool, typer.Option("--json", help="Print plain JSON instead of tables.")]

@@ -1,0 +1,201 @@
+"""`leanfleet search` makes a lookup table, `leanfleet lut` shows one."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+import typer
+
+from leanfleet.cli.options import Json
+from leanfleet.console import clock, print_json, print_tables, progress_bars, simple_table
+from leanfleet.errors import UserError
+
+if TYPE_CHECKING:
+    from leanfleet.search import Progress
+    from leanfleet.subnet.lut import Lut
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+_SECONDS_BETWEEN_LINES = 5.0
+_TITLES = {
+    "start": "pre-training",
+    "anchors": "anchors",
+    "search": "generation",
+    "front": "final front, seed",
+}
+
+Network = Annotated[
+    str, typer.Argument(metavar="NET", help="A reference network, or package.module:function of yours.")
+]
+Data = Annotated[
+    str, typer.Option("--data", help="What the fleet will train on: a name, hf:owner/name or a path.")
+]
+Out = Annotated[Path, typer.Option("-o", "--out", metavar="LUT", help="File of the table.")]
+ProtocolName = Annotated[str, typer.Option(help="fast, or paper: 20 times the short trainings.")]
+Budget = Annotated[
+    str | None,
+    typer.Option(metavar="20m", help="Time for everything: 90s, 20m, 2h.", show_default="no limit"),
+]
+Cost = Annotated[str, typer.Option(help="macs, or seconds: step times profiled on this machine.")]
+Keep = Annotated[
+    list[str] | None, typer.Option(metavar="LAYER", help="Never drop this layer's channels; may be repeated.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted search for the same LUT.")]
+Seed = Annotated[int, typer.Option(min=0, help="Everything random is drawn from it.")]
+Lr = Annotated[float, typer.Option(help="Learning rate of short trainings: that of the fleet.")]
+
+
+def search(
+    network: Network,
+    data: Data,
+    out: Out,
+    protocol: ProtocolName = "fast",
+    budget: Budget = None,
+    cost: Cost = "macs",
+    keep: Keep = None,
+    seed: Seed = 0,
+    lr: Lr = 0.1,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Worker processes.", show_default="one a core")
+    ] = None,
+    resume: Resume = False,
+    as_json: Json = False,
+) -> None:
+    """Search Pareto-optimal dropout vectors for a network; write a table that DISTREAL's devices pick from."""
+    from dataclasses import replace
+
+    from leanfleet.engines.local import default_workers
+    from leanfleet.report import can_draw
+    from leanfleet.report.front import draw_front
+    from leanfleet.search import OPTIMISER, PROTOCOLS
+    from leanfleet.search import search as run_search
+
+    if protocol not in PROTOCOLS:
+        raise UserError(f"--protocol {protocol}: should be one of {', '.join(PROTOCOLS)}")
+    if cost not in ("macs", "seconds"):
+        raise UserError(f"--cost {cost}: should be macs or seconds")
+    with SearchDisplay(out) as display:
+        lut = run_search(
+            network,
+            data,
+            out,
+            protocol=PROTOCOLS[protocol],
+            cost="seconds" if cost == "seconds" else "macs",
+            keep=tuple(keep) if keep else None,
+            optimiser=replace(OPTIMISER, lr=lr),
+            seed=seed,
+            workers=workers or default_workers(),
+            budget_seconds=None if budget is None else parse_time(budget),
+            resume=resume,
+            watch=display,
+        )
+    plot = draw_front(lut, out.with_suffix(".png")) if can_draw() else None
+    _show(out, lut, as_json, plot)
+
+
+def lut(
+    file: Annotated[Path, typer.Argument(metavar="LUT", help="A table of dropout vectors.")],
+    as_json: Json = False,
+) -> None:
+    """Show a table of dropout vectors: what each costs and loses."""
+    from leanfleet.subnet.lut import Lut
+
+    _show(file, Lut.load(file), as_json)
+
+
+def parse_time(text: str) -> float:
+    """Return seconds from a time such as 90s, 20m or 1.5h.
+
+    Raises:
+        UserError: It is none.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip())
+    if match is None or float(match[1]) <= 0:
+        raise UserError(f"--budget {text}: should be a time such as 90s, 20m or 2h")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+class SearchDisplay:
+    """Shows how far a search is: a bar on a terminal, elsewhere a plain line now and then."""
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
+        self._bars = progress_bars()
+        self._printed = time.monotonic()
+        self._task: Any = None
+
+    def __enter__(self) -> Self:
+        if self._bars is not None:
+            self._task = self._bars.add_task("starting", total=None, status="")
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+        if isinstance(error, KeyboardInterrupt):
+            kept = self._out.with_name(self._out.name + ".partial")
+            told = f"; {kept} is kept, go on with the same command and --resume" if kept.exists() else ""
+            print(f"interrupted{told}", file=sys.stderr)
+            sys.exit(130)
+
+    def __call__(self, progress: Progress) -> None:
+        """Show progress; the search's `watch`."""
+        volume = "" if progress.hypervolume is None else f", hypervolume {progress.hypervolume:.3f}"
+        title = f"{_TITLES[progress.phase]} {progress.step}/{progress.steps}"
+        status = f"ETA {clock(progress.seconds_left)}{volume}"
+        if self._bars is not None:
+            done = progress.step + progress.share
+            self._bars.update(
+                self._task, description=title, total=progress.steps, completed=done, status=status
+            )
+        elif time.monotonic() - self._printed >= _SECONDS_BETWEEN_LINES:
+            print(f"{title} ({100 * progress.share:.0f}%): {status}", file=sys.stderr, flush=True)
+            self._printed = time.monotonic()
+
+
+def _show(file: Path, found: Lut, as_json: bool, plot: Path | None = None) -> None:
+    about = {"origin": found.origin, "fingerprint": found.fingerprint, **found.about}
+    if as_json:
+        rows = [
+            {
+                "macs": row.macs,
+                "f2": row.f2,
+                "stderr": row.stderr,
+                "seconds": row.seconds,
+                "rates": list(row.rates),
+            }
+            for row in found.rows
+        ]
+        groups = [{"name": name, "channels": channels} for name, channels in found.groups]
+        print_json({"file": str(file), **about, "groups": groups, "rows": rows, "plot": plot and str(plot)})
+        return
+    full = found.rows[-1].macs
+    cells = [
+        (
+            str(number),
+            f"{row.macs:,.0f}",
+            f"{100 * row.macs / full:.1f}",
+            "-" if row.f2 is None else f"{row.f2:.3f}",
+            "-" if row.stderr is None else f"{row.stderr:.3f}",
+            f"{min(row.rates):.2f} to {max(row.rates):.2f}",
+        )
+        for number, row in enumerate(found.rows)
+    ]
+    names = ("row", "MACs", "% of full", "gain lost", "+-", "rates")
+    simple = ("network", "data", "seed", "version", "start_accuracy", "hypervolume", "hypervolume_uniform",
+              "training_samples", "seconds")  # fmt: skip
+    known = [
+        ("origin", found.origin),
+        ("groups", len(found.groups)),
+        *((k, about[k]) for k in simple if k in about),
+    ]
+    print_tables([simple_table(str(file), ("what", "value"), known), simple_table(None, names, cells)])
+    if plot is not None:
+        print(f"plot: {plot}")

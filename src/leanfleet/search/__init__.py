@@ -1,0 +1,17 @@
+"""Design space exploration: Pareto-optimal dropout vectors, found once for a network (Rapp et al. 2022, "DSE")."""
+
+from leanfleet.search.objectives import Scale, hypervolume
+from leanfleet.search.protocols import FAST, PAPER, PROTOCOLS, Protocol
+from leanfleet.search.run import OPTIMISER, Progress, search
+
+__all__ = [
+    "FAST",
+    "OPTIMISER",
+    "PAPER",
+    "PROTOCOLS",
+    "Progress",
+    "Protocol",
+    "Scale",
+    "hypervolume",
+    "search",
+]

@@ -1,0 +1,122 @@
+"""What an interrupted search leaves behind, in one file beside the table it is going to write."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from leanfleet.errors import LutError, RecordError
+from leanfleet.search.trials import Values
+from leanfleet.storage import load_tensors, save_tensors
+
+_FORMAT = 1
+
+
+@dataclass
+class State:
+    """Everything that is done so far; a strategy is brought back by asking it the same questions again.
+
+    Attributes:
+        path: The file.
+        settings: What was asked for; a search goes on only with the same.
+        params: What short trainings start from; empty before pre-training is done.
+        anchors: Gains [2, 2] of the constant vectors, a seed each: (vector, measure).
+        told: Gains [n, 2] of every question's short trainings.
+        profile: Coefficients of the step time, where that is the cost.
+        start_accuracy: Accuracy of `params`.
+        trials: Short trainings that the budget allows, once known.
+        training_samples: Samples that short trainings have seen, those of the final front included.
+        seconds: Time spent.
+    """
+
+    path: Path
+    settings: dict[str, Any]
+    params: dict[str, Tensor] = field(default_factory=dict)
+    anchors: list[Values] = field(default_factory=list)
+    told: list[Values] = field(default_factory=list)
+    profile: Values | None = None
+    start_accuracy: float = 0.0
+    trials: int | None = None
+    training_samples: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def open(cls, out: Path, settings: dict[str, Any], *, resume: bool) -> Self:
+        """Return what there is, or nothing done yet.
+
+        Raises:
+            LutError: There is something to go on with and nobody asked to, or the other way round.
+        """
+        path = out.with_name(out.name + ".partial")
+        if not out.parent.is_dir():
+            raise LutError(f"{out}: there is no folder {out.parent}")
+        if not resume:
+            if path.exists():
+                raise LutError(f"{path}: a search was interrupted; go on with --resume, or remove the file")
+            return cls(path, settings)
+        if not path.exists():
+            raise LutError(f"{path}: there is nothing to resume")
+        return cls._load(path, settings)
+
+    @classmethod
+    def _load(cls, path: Path, settings: dict[str, Any]) -> Self:
+        try:
+            tensors, metadata = load_tensors(path)
+            about = json.loads(metadata["search"])
+            found = cls(
+                path,
+                about["settings"],
+                {n.removeprefix("params/"): t for n, t in tensors.items() if n.startswith("params/")},
+                [tensors[f"anchors/{i}"].numpy() for i in range(about["anchors"])],
+                [tensors[f"told/{i}"].numpy() for i in range(about["told"])],
+                tensors["profile"].numpy() if "profile" in tensors else None,
+                **about["numbers"],
+            )
+        except (RecordError, KeyError, ValueError, TypeError) as error:
+            raise LutError(f"{path}: damaged: {error}; remove it and search anew") from error
+        if about["format"] != _FORMAT:
+            raise LutError(f"{path}: of another version of leanfleet; remove it and search anew")
+        for name, value in settings.items():
+            if found.settings.get(name) != value:
+                raise LutError(
+                    f"{path}: was begun with {name} = {found.settings.get(name)}, not {value}; "
+                    "give the same, or remove the file"
+                )
+        return found
+
+    def save(self) -> None:
+        """Write everything, whole or not at all.
+
+        Raises:
+            StorageError: The disk refuses.
+        """
+        tensors = {f"params/{name}": p for name, p in self.params.items()}
+        for name, values in (("anchors", self.anchors), ("told", self.told)):
+            tensors |= {
+                f"{name}/{i}": torch.from_numpy(np.ascontiguousarray(v)) for i, v in enumerate(values)
+            }
+        if self.profile is not None:
+            tensors["profile"] = torch.from_numpy(self.profile)
+        about = {
+            "format": _FORMAT,
+            "settings": self.settings,
+            "anchors": len(self.anchors),
+            "told": len(self.told),
+            "numbers": {
+                "start_accuracy": self.start_accuracy,
+                "trials": self.trials,
+                "training_samples": self.training_samples,
+                "seconds": self.seconds,
+            },
+        }
+        save_tensors(self.path, tensors, {"search": json.dumps(about)})
+
+    def remove(self) -> None:
+        """Remove the file: the table is written."""
+        self.path.unlink(missing_ok=True)

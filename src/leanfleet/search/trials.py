@@ -1,0 +1,204 @@
+"""Short trainings: how much a network gains in a few steps at given dropout rates."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from leanfleet.data import Batches, DataSet, eval_batches
+from leanfleet.federated import Optimiser
+from leanfleet.federated.step import Local, Step
+from leanfleet.nets import NETWORKS, build
+from leanfleet.randomness import torch_generator
+from leanfleet.subnet import Kept, SubnetPlan
+from leanfleet.wire import Message, decode, encode
+from leanfleet.workers import Handler, Tick, Workers
+
+Values = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every short training has in common.
+
+    Attributes:
+        network: A reference network, or `package.module:function`.
+        keep: Layers whose channels are never dropped; the reference network's own choice if None.
+        data: Images to train on, and to measure on as its test split.
+        optimiser: Local training of the fleet.
+        batch_size: Samples of a mini-batch.
+        steps: Mini-batches of a short training.
+        seed: Of the initialisation, and of everything random.
+    """
+
+    network: str
+    keep: tuple[str, ...] | None
+    data: DataSet
+    optimiser: Optimiser
+    batch_size: int = 64
+    steps: int = 64
+    seed: int = 0
+
+    def plan(self) -> tuple[SubnetPlan, dict[str, Tensor]]:
+        """Return the network's plan and its parameters at the start."""
+        data = self.data
+        net = build(self.network, classes=len(data.classes), shape=data.shape, seed=self.seed)
+        usual = NETWORKS[self.network].keep if self.network in NETWORKS else ()
+        plan = SubnetPlan.trace(net, torch.zeros(2, *data.shape), usual if self.keep is None else self.keep)
+        return plan, {name: p.detach().clone() for name, p in net.named_parameters()}
+
+
+class Bench:
+    """Trains and measures in this process."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.plan, self.params = task.plan()
+        data = task.data
+        self._held_out = eval_batches(data.test, mean=data.mean, std=data.std, seed=task.seed)
+        self._before = 0.0, 0.0
+
+    def begin(self, params: Mapping[str, Tensor]) -> None:
+        """Set what every short training starts from."""
+        self.params = dict(params)
+        self._before = self.measure(self.params)
+
+    def gain(self, rates: Sequence[float], seed: int) -> tuple[float, float]:
+        """Return how much a short training gains, in accuracy and in loss (positive is better).
+
+        Args:
+            rates: [groups] dropout rates.
+            seed: Decides mini-batches and masks. Equal seeds give nested masks: a lower rate keeps a superset.
+        """
+        trained = self.train(self.params, rates, self.task.steps, seed)
+        accuracy, loss = self.measure(trained)
+        return accuracy - self._before[0], self._before[1] - loss
+
+    def train(
+        self, params: Mapping[str, Tensor], rates: Sequence[float], steps: int, seed: int
+    ) -> dict[str, Tensor]:
+        """Return the parameters after some steps at the same rates, with new masks for every step."""
+        task = self.task
+        # As DISTREAL trains: kept channels are scaled.
+        local = Local(Step(self.plan, task.optimiser, task.optimiser.lr, scale=True), params)
+        batches = Batches(
+            split=task.data.train,
+            indices=torch.arange(len(task.data.train)),
+            batch_size=task.batch_size,
+            epochs=1 + steps * task.batch_size // len(task.data.train),
+            mean=task.data.mean,
+            std=task.data.std,
+            generator=torch_generator(task.seed, seed, "search batches"),
+        )
+        for number, batch in zip(range(steps), batches, strict=False):
+            masks = torch_generator(task.seed, seed, number, "search masks")
+            local.descend(nested(self.plan, rates, masks), batch)
+        return local.params
+
+    def measure(self, params: Mapping[str, Tensor]) -> tuple[float, float]:
+        """Return accuracy and mean loss of the whole network on the images held out."""
+        hits = count = 0
+        loss = 0.0
+        with torch.no_grad():
+            for x, y in self._held_out:
+                logits = self.plan.run(params, self.plan.full, x, training=False)
+                hits += int((logits.argmax(1) == y).sum())
+                loss += float(F.cross_entropy(logits, y, reduction="sum"))
+                count += len(y)
+        return hits / count, loss / count
+
+
+def nested(plan: SubnetPlan, rates: Sequence[float], generator: torch.Generator) -> Kept:
+    """Draw kept sets so that, from the same generator state, a lower rate keeps a superset in every group.
+
+    Common random numbers: the difference of two vectors is then not hidden by the luck of their masks (our decision).
+    """
+    sets = {}
+    for group, rate in zip(plan.groups, rates, strict=True):
+        target, low, high = group.neighbours(rate)
+        luck = float(torch.rand((), generator=generator, dtype=torch.float64))
+        count = high if high > low and luck < (target - low) / (high - low) else low
+        picks = []
+        for members in group.members:
+            order = torch.randperm(len(members), generator=generator)
+            picks.append(members[order[: count // group.cells]])
+        sets[group.name] = torch.cat(picks).sort().values
+    return plan.keep(sets)
+
+
+class Pool:
+    """Short trainings over worker processes.
+
+    Attributes:
+        seconds_training: Seconds that the busiest worker of each request trained and measured, summed up.
+        trials: Short trainings so far.
+    """
+
+    def __init__(self, task: Task, workers: int) -> None:
+        task.data.share_memory_()
+        self._workers = Workers(workers, _start, (task,))
+        self.seconds_training, self.trials = 0.0, 0
+
+    def begin(self, params: Mapping[str, Tensor]) -> None:
+        """Give every worker what to start from."""
+        told = encode(Message(dict(params), {"task": "begin"}))
+        self._workers.ask([told] * self._workers.count)
+
+    def gains(self, rates: Values, seeds: npt.NDArray[np.int64], costs: Values, tick: Tick) -> Values:
+        """Return the gains of short trainings, float64 [n, 2]: accuracy, loss.
+
+        Args:
+            rates: float64 [n, groups].
+            seeds: int64 [n].
+            costs: float64 [n] what each costs, in any unit, to share the work evenly.
+            tick: Called after each.
+        """
+        count = self._workers.count
+        # Sorted by cost and dealt out in turn: every worker gets as much of each sort.
+        shares = [np.argsort(-costs, kind="stable")[worker::count] for worker in range(count)]
+        requests = [
+            encode(
+                Message(
+                    {"rates": torch.from_numpy(rates[share]), "seeds": torch.from_numpy(seeds[share])},
+                    {"task": "trials"},
+                )
+            )
+            for share in shares
+        ]
+        found = np.empty((len(rates), 2))
+        answers = [decode(answer) for answer in self._workers.ask(requests, tick)]
+        for share, answer in zip(shares, answers, strict=True):
+            found[share] = answer.tensors["gains"].numpy()
+        self.seconds_training += max(float(answer.scalars["seconds"]) for answer in answers)
+        self.trials += len(rates)
+        return found
+
+    def close(self) -> None:
+        """End the workers."""
+        self._workers.close()
+
+
+def _start(task: Task) -> Handler:
+    bench = Bench(task)
+
+    def handle(request: bytes, tick: Tick) -> bytes:
+        asked = decode(request)
+        if asked.scalars["task"] == "begin":
+            bench.begin(asked.tensors)
+            return encode(Message())
+        begun = time.perf_counter()
+        gains = []
+        for rates, seed in zip(asked.tensors["rates"].tolist(), asked.tensors["seeds"].tolist(), strict=True):
+            gains.append(bench.gain(rates, seed))
+            tick()
+        found = torch.tensor(gains, dtype=torch.float64).view(-1, 2)
+        return encode(Message({"gains": found}, {"seconds": time.perf_counter() - begun}))
+
+    return handle

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from leanfleet.errors import LutError
+from leanfleet.federated.distreal import Distreal, DistrealOptions
+from leanfleet.search import FAST, PAPER, Progress, search
+from leanfleet.search.cost import StepTime
+from leanfleet.subnet.lut import Lut
+
+TINY = replace(
+    FAST,
+    population=10,
+    design=12,
+    refits=(4,),
+    seeds=2,
+    anchors=2,
+    fresh=3,
+    batch_size=16,
+    steps=4,
+    held_out=100,
+)
+TINY_PAPER = replace(PAPER, population=8, generations=2, seeds=1, anchors=2, fresh=2, batch_size=16, steps=4)
+NET = "digits-cnn-small"
+
+
+class StoppedByTestError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("protocol", [TINY, TINY_PAPER])
+def test_a_search_writes_a_table_that_distreal_takes(tmp_path, protocol):
+    out = tmp_path / "net.lut"
+    seen: list[Progress] = []
+    found = search(NET, "digits", out, protocol=protocol, watch=seen.append)
+    loaded = Lut.load(out)
+    assert loaded == found
+    assert not list(tmp_path.glob("*.partial"))
+    assert loaded.rows[0].rates == (0.5, 0.5, 0.5)
+    assert loaded.rows[-1].rates == (0.0, 0.0, 0.0)
+    assert (loaded.rows[0].f2, loaded.rows[-1].f2) == (1.0, 0.0)
+    assert [row.macs for row in loaded.rows] == sorted(row.macs for row in loaded.rows)
+    assert all(row.stderr is not None and row.stderr >= 0 for row in loaded.rows)
+    about = loaded.about
+    assert about["network"] == NET
+    assert about["data"] == "digits"
+    assert about["protocol"]["name"] == protocol.name
+    assert about["seed"] == 0
+    assert about["version"]
+    assert 0 < about["hypervolume"] < 1.5
+    phases = [p.phase for p in seen]
+    assert list(dict.fromkeys(phases)) == ["start", "anchors", "search", "front"]
+    assert seen[-1].hypervolume is not None
+    assert DistrealOptions(lut=out).lut == out
+    assert Distreal.name == "distreal"
+
+
+@pytest.mark.parametrize("phase", ["start", "anchors", "search", "front"])
+def test_an_interrupted_search_goes_on_to_the_same_table(tmp_path, phase):
+    def stop(progress):
+        if progress.phase == phase and (phase == "start" or progress.step == 1) and progress.share < 0.9:
+            raise StoppedByTestError
+
+    protocol = replace(TINY, refits=(4, 4))
+    whole = search(NET, "digits", tmp_path / "whole.lut", protocol=protocol)
+    out = tmp_path / "cut.lut"
+    with pytest.raises(StoppedByTestError):
+        search(NET, "digits", out, protocol=protocol, watch=stop)
+    assert not out.exists()
+    if phase == "start":
+        # Nothing is done yet: there is nothing to go on with.
+        return
+    with pytest.raises(LutError, match="--resume"):
+        search(NET, "digits", out, protocol=protocol)
+    with pytest.raises(LutError, match="seed = 0, not 1"):
+        search(NET, "digits", out, protocol=protocol, seed=1, resume=True)
+    again = search(NET, "digits", out, protocol=protocol, resume=True)
+    assert again.rows == whole.rows
+
+
+def test_there_must_be_something_to_resume_and_a_folder_to_write_to(tmp_path):
+    with pytest.raises(LutError, match="nothing to resume"):
+        search(NET, "digits", tmp_path / "a.lut", protocol=TINY, resume=True)
+    with pytest.raises(LutError, match="no folder"):
+        search(NET, "digits", tmp_path / "no" / "a.lut", protocol=TINY)
+    (tmp_path / "b.lut.partial").write_bytes(b"rubbish")
+    with pytest.raises(LutError, match="damaged"):
+        search(NET, "digits", tmp_path / "b.lut", protocol=TINY, resume=True)
+
+
+def test_a_budget_is_kept_and_still_gives_a_front(tmp_path):
+    big = replace(FAST, batch_size=16, steps=8)
+    begun = time.monotonic()
+    found = search(NET, "digits", tmp_path / "net.lut", protocol=big, budget_seconds=4.0)
+    assert len(found.rows) >= 2
+    assert found.about["training_samples"] < big.trials * big.batch_size * big.steps
+    # Far from what the whole search takes; how near to 4 s is the machine's business.
+    assert time.monotonic() - begun < 60
+
+
+def test_seconds_can_be_the_cost(tmp_path):
+    found = search(NET, "digits", tmp_path / "net.lut", protocol=TINY, cost="seconds")
+    assert all(row.seconds is not None and row.seconds > 0 for row in found.rows)
+    assert found.rows[0].seconds <= found.rows[-1].seconds
+    assert Lut.load(tmp_path / "net.lut") == found
+
+
+def test_step_times_rise_with_what_is_kept():
+    from leanfleet.data import load
+    from leanfleet.search.proxy import proxy
+    from leanfleet.search.run import OPTIMISER
+    from leanfleet.search.trials import Task
+
+    fitted = StepTime.profile(Task(NET, None, proxy(load("digits"), 100, 0), OPTIMISER, batch_size=32))
+    assert (fitted.coefficients >= 0).all()
+    seconds = fitted(np.linspace(0.5, 0, 6)[:, None].repeat(3, 1))
+    assert (np.diff(seconds) >= 0).all()
+    assert seconds[0] > 0

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from leanfleet.data import Batches, load
+from leanfleet.federated import Optimiser
+from leanfleet.nets import build
+from leanfleet.randomness import torch_generator
+from leanfleet.search.proxy import proxy
+from leanfleet.search.trials import Bench, Pool, Task, nested
+from leanfleet.subnet import SubnetPlan
+
+PLAN = SubnetPlan.trace(build("densenet-bc-19"), torch.zeros(2, 3, 32, 32))
+RATE = st.floats(0, 0.5)
+
+
+@pytest.fixture(scope="module")
+def task():
+    data = proxy(load("digits"), 200, seed=0)
+    return Task("digits-cnn-small", None, data, Optimiser(0.1, weight_decay=1e-3), batch_size=16, steps=4)
+
+
+@given(st.integers(0, 9), st.lists(st.tuples(RATE, RATE), min_size=15, max_size=15))
+def test_a_lower_rate_keeps_a_superset(seed, pairs):
+    low, high = ([pick(pair) for pair in pairs] for pick in (min, max))
+    more, fewer = (nested(PLAN, rates, torch_generator(seed)) for rates in (low, high))
+    for name in more:
+        assert torch.isin(fewer[name], more[name]).all()
+
+
+def test_mean_counts_are_those_that_macs_are_reckoned_with():
+    rates = PLAN.uniform(0.27)
+    group = PLAN.groups[2]
+    counts = [len(nested(PLAN, rates, torch_generator(seed))[group.name]) for seed in range(400)]
+    assert sum(counts) / len(counts) == pytest.approx(group.moments(0.27)[0], rel=0.03)
+
+
+def test_short_trainings_repeat_bit_for_bit(task):
+    bench = Bench(task)
+    bench.begin(bench.params)
+    one, two = (bench.gain((0.3, 0.2, 0.1), seed=5) for _ in range(2))
+    assert one == two
+    assert bench.gain((0.3, 0.2, 0.1), seed=6) != one
+
+
+def test_no_dropout_is_plain_training(task):
+    bench = Bench(task)
+    trained = bench.train(bench.params, (0.0, 0.0, 0.0), 4, seed=1)
+    net = build("digits-cnn-small", seed=0)
+    sgd = torch.optim.SGD(net.parameters(), 0.1, weight_decay=1e-3)
+    batches = Batches(
+        task.data.train, torch.arange(len(task.data.train)), batch_size=16, epochs=1, mean=task.data.mean,
+        std=task.data.std, generator=torch_generator(0, 1, "search batches"),
+    )  # fmt: skip
+    for (x, y), _ in zip(batches, range(4), strict=False):
+        sgd.zero_grad()
+        torch.nn.functional.cross_entropy(net(x), y).backward()
+        sgd.step()
+    for name, p in net.named_parameters():
+        assert torch.allclose(trained[name], p, atol=1e-5)
+
+
+def test_training_gains_and_both_measures_agree(task):
+    bench = Bench(task)
+    bench.begin(bench.params)
+    accuracy, loss = bench.gain((0.0, 0.0, 0.0), seed=0)
+    assert accuracy > 0
+    assert loss > 0
+    trained = bench.train(bench.params, (0.0, 0.0, 0.0), 4, seed=0)
+    before, after = bench.measure(bench.params), bench.measure(trained)
+    assert (accuracy, loss) == (after[0] - before[0], before[1] - after[1])
+
+
+def test_workers_find_what_one_process_finds(task):
+    rates = np.array([[0.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.1, 0.2, 0.3]])
+    seeds, costs = np.arange(3), np.array([3.0, 1.0, 2.0])
+    found = []
+    for workers in (1, 2):
+        pool = Pool(task, workers)
+        try:
+            pool.begin(task.plan()[1])
+            found.append(pool.gains(rates, seeds, costs, lambda: None))
+            assert pool.trials == 3
+            assert pool.seconds_training > 0
+        finally:
+            pool.close()
+    assert np.array_equal(found[0], found[1])
