@@ -240,8 +240,11 @@ def _keys(experiment: Experiment) -> dict[str, Any]:
 
 
 def _same_table(asked: str | None, kept: Path) -> bool:
-    """Compare a record's table with the one that was asked for; without one, it is the uniform table."""
+    """Compare a record's table with the one that was asked for; without one, it is what comes with the package."""
     found = Lut.load(kept)
-    if asked is None:
+    expected = Lut.shipped(found.fingerprint) if asked is None else None
+    if asked is not None and asked != "uniform":
+        expected = Lut.load(Path(asked))
+    if expected is None:
         return found.origin == "uniform"
-    return {row.rates for row in found.rows} == {row.rates for row in Lut.load(Path(asked)).rows}
+    return {row.rates for row in found.rows} == {row.rates for row in expected.rows}

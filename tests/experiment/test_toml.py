@@ -245,6 +245,14 @@ def test_paths_in_a_file_begin_at_its_folder(tmp_path: Path, monkeypatch: pytest
     assert dict(again.options)["lut"] == tmp_path / "here" / "lut.json"
 
 
+def test_the_uniform_table_is_no_path(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text('[method]\nlut = "uniform"\n')
+    x = load(path)
+    assert dict(x.options)["lut"] == "uniform"
+    assert loads(dumps(x)) == x
+
+
 def test_paths_in_a_text_stay_as_they_are() -> None:
     x = loads('[method]\nlut = "lut.json"')
     assert dict(x.options)["lut"] == Path("lut.json")

@@ -151,6 +151,18 @@ def test_a_named_table_is_used(two_rows):
     assert take_part(named, params, 0, share=0.9)[2].macs < take_part(m, params, 0, share=0.9)[2].macs
 
 
+def test_without_a_name_the_table_that_comes_with_the_package_is_used(two_rows, monkeypatch):
+    plain, _ = method("distreal")
+    assert plain.lut.origin == "uniform"
+    asked = []
+    monkeypatch.setattr(Lut, "shipped", lambda fingerprint: asked.append(fingerprint) or Lut.load(two_rows))
+    found, _ = method("distreal")
+    assert asked == [found.plan.fingerprint]
+    assert len(found.lut.rows) == 2
+    uniform, _ = method("distreal", lut="uniform")
+    assert uniform.lut == plain.lut
+
+
 def test_a_table_for_another_network_is_refused(tmp_path):
     other = nn.Sequential(nn.Conv2d(1, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
     path = tmp_path / "other.lut"

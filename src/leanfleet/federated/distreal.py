@@ -35,7 +35,8 @@ class DistrealOptions(Options):
     """DISTREAL's keys in `[method]`; what is not the default is there to be compared.
 
     Attributes:
-        lut: File with the table D; without one, one rate for all layers.
+        lut: File with the table D, or "uniform" for one rate for all layers. Without either, the table that comes with
+            the package for such a network; the uniform one if there is none.
         drop: "fixed" keeps aligned counts (our decision); "bernoulli" draws every filter by itself (the paper).
         scale: Inverted-dropout scaling (our decision; the paper does not mention it).
         weight: Weigh an update by MACs times samples (our decision), or by MACs a mini-batch (the paper).
@@ -46,7 +47,7 @@ class DistrealOptions(Options):
         mu: Strength of a proximal term as in FedProx.
     """
 
-    lut: Path | None = None
+    lut: Path | Literal["uniform"] | None = None
     drop: Literal["fixed", "bernoulli"] = "fixed"
     scale: bool = True
     weight: Literal["samples", "batches"] = "samples"
@@ -65,13 +66,18 @@ class Distreal(DeltaMethod[DistrealOptions]):
 
     def __init__(self, setting: Setting, options: DistrealOptions) -> None:
         super().__init__(setting, options)
-        if options.lut is None:
-            self.lut = Lut.uniform(self.plan)
-        else:
-            found = Lut.load(options.lut)
-            found.check(self.plan, str(options.lut))
-            # The classifier's share of the cost is this network's: a table holds for any number of classes.
-            self.lut = Lut.costed(self.plan, found.rows, found.origin, found.about)
+        self.lut = self._table(options.lut)
+
+    def _table(self, asked: Path | str | None) -> Lut:
+        found = Lut.load(asked) if isinstance(asked, Path) else None
+        if found is not None:
+            found.check(self.plan, str(asked))
+        elif asked is None:
+            found = Lut.shipped(self.plan.fingerprint)
+        if found is None:
+            return Lut.uniform(self.plan)
+        # The classifier's share of the cost is this network's: a table holds for any number of classes.
+        return Lut.costed(self.plan, found.rows, found.origin, found.about)
 
     def train(self, message: Message, batches: Batches, pacer: Pacer, rng: torch.Generator) -> Message | None:
         """Run Algorithm 1; the change of all parameters, and c_i, the forward MACs invested, as its weight."""

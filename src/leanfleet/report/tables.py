@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _COSTS = ("macs_total", "bytes_up", "bytes_down", "seconds_virtual", "stragglers")
 _TOTALS = ("accuracy", "accuracy_recalibrated", "best_accuracy", *_COSTS)
 _COST_NAMES = ("runs", "MACs", "up", "down", "stragglers", "late [%]", "time")
+_TABLES = {"uniform": "one rate for all layers (leanfleet search finds better ones)"}
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 
 
@@ -157,6 +158,8 @@ def _notes(groups: Sequence[Group]) -> list[str]:
     if unfinished:
         notes.append(f"not finished yet: {', '.join(unfinished)}")
     notes += [note for group in groups for record in group.records for note in _rejected(record)]
+    tables = {group.label: group.records[0].totals.get("lut") for group in groups}
+    notes += [f"{label}: table of dropout vectors: {_TABLES.get(o, o)}" for label, o in tables.items() if o]
     bounds = [g.label for g in groups if g.method in METHODS and METHODS[g.method].resources == "full"]
     if bounds and len(groups) > len(bounds):
         notes.append(

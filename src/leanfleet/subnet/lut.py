@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Final
 
@@ -89,6 +90,15 @@ class Lut:
         full, least = plan.macs(plan.uniform(0.0)), plan.macs(plan.uniform(highest))
         inner = [plan.uniform_rate(float(m), highest) for m in np.linspace(least, full, levels)[1:-1]]
         return cls.of(plan, [plan.uniform(rate) for rate in (0.0, *inner, highest)], "uniform")
+
+    @classmethod
+    def shipped(cls, fingerprint: str) -> Lut | None:
+        """Return the searched table that comes with the package for networks of a structure, or None.
+
+        Its MACs are those of the network that was searched, with that one's number of classes.
+        """
+        with as_file(files("leanfleet.subnet") / "luts") as folder:
+            return next((cls.load(path) for path in sorted(folder.glob(f"*-{fingerprint}.lut"))), None)
 
     def pick(self, budget: float) -> Row:
         """Return the most expensive row within `budget` forward MACs per sample; the cheapest if none is."""
