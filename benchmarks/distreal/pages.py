@@ -209,9 +209,12 @@ def _page(
     if missing:
         yield f"**Not finished: {len(missing)} of {len(study.tasks)} runs**, {_some(missing)}.\n"
     yield "## All scenarios\n"
-    yield "Final accuracy of the whole network [%], mean and deviation over seeds:\n"
+    yield "Final accuracy of the network in use [%], mean and deviation over seeds:\n"
     yield from _across(study, scenarios, "accuracy")
-    yield "Late share [%]: participations with work undone at the deadline. Who takes partial work loses one step.\n"
+    yield (
+        "Late share [%]: participations with work undone at the deadline. Where partial work counts, a late device "
+        "loses what is left of its round, else all of it.\n"
+    )
     yield from _across(study, scenarios, "late_share")
     yield from _legend(scenarios, recipe.target)
     for scenario in scenarios:
@@ -251,7 +254,8 @@ def _across(study: Study, scenarios: Sequence[Scenario], key: str) -> list[str]:
 
 def _legend(scenarios: Sequence[Scenario], target: float | None) -> Iterator[str]:
     yield (
-        "In the tables below, accuracies are of the whole network, evaluation A unless they say B, interpolated where "
+        "In the tables below, accuracies are of the network in use (HeteroFL, FjORD: the widest level that a device "
+        "has held; ensemble: the vote), evaluation A unless they say B, interpolated where "
         "they fall between two evaluations. Equal time and equal MACs are the least that any run with limited "
         "resources spent in the end. MACs are training MACs of all devices, work that came too late included; their "
         "share is of what the devices that took part could have spent. `-`: not in every run.\n"

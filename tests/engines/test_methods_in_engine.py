@@ -14,7 +14,7 @@ from leanfleet.engines.local import Progress, resume, run, saved_params
 from leanfleet.errors import ExperimentError
 from leanfleet.experiment import Experiment
 from leanfleet.federated import METHODS
-from leanfleet.nets import Ensemble
+from leanfleet.nets import VotingEnsemble
 from tiny_experiment import experiment
 
 STATEFUL = ("ensemble", "heterofl")
@@ -72,7 +72,7 @@ def test_what_is_deployed_is_evaluated_and_exported(name: str, tmp_path: Path) -
 
 def test_members_are_networks_of_their_own() -> None:
     job = make_job(one("ensemble"))
-    assert isinstance(job.net, Ensemble)
+    assert isinstance(job.net, VotingEnsemble)
     assert len(job.net.members) == job.method.setting.members == 3
     weights = [member.conv1.weight for member in job.net.members]
     assert not torch.equal(weights[0], weights[1])

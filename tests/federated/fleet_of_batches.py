@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from leanfleet.federated import METHODS, Method, Optimiser, Report, Setting
 from leanfleet.fleet import Constant, Pacer, VirtualClock
 from leanfleet.ledger import PHI
-from leanfleet.nets import Ensemble
+from leanfleet.nets import VotingEnsemble
 from leanfleet.randomness import torch_generator
 from leanfleet.subnet import SubnetPlan
 from leanfleet.wire import Message, decode, encode
@@ -36,7 +36,7 @@ def method(
     chosen = cls.Options(**options)
     # The experiment's network is three times as dear as this one, for methods that train several.
     members = cls.members(3.0, 1.0, chosen)
-    wrapped = Ensemble([net(seed) for seed in range(members)]) if members > 1 else network
+    wrapped = VotingEnsemble([net(seed) for seed in range(members)]) if members > 1 else network
     optimiser = optimiser or Optimiser(0.1, momentum=0.9, weight_decay=1e-3)
     m = cls(Setting(plan, optimiser, 1.0, members), chosen)
     return m, m.begin({n: p.detach().clone() for n, p in wrapped.named_parameters()})

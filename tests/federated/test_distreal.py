@@ -89,14 +89,14 @@ def test_more_means_never_buy_a_cheaper_vector():
 class Halving:
     """A device whose means halve in the middle of the round."""
 
-    def __init__(self, rate):
-        self._rate = rate
+    def __init__(self, rate, at=0.5):
+        self._rate, self._at = rate, at
 
     def rate(self, t):
-        return self._rate if t < 0.5 else self._rate / 3
+        return self._rate if t < self._at else self._rate / 3
 
     def next_change(self, t):
-        return 0.5 if t < 0.5 else float("inf")
+        return self._at if t < self._at else float("inf")
 
 
 def test_it_reacts_in_the_middle_of_a_round():
@@ -231,11 +231,12 @@ def test_cycled_masks_cover_evenly(two_rows):
     assert sorted(counts.tolist()) == [1] * 8 + [2] * 8
 
 
-def test_reacting_once_a_round_keeps_the_first_vector():
+@pytest.mark.parametrize("at", [0.3, 0.5, 0.7])
+def test_reacting_once_a_round_keeps_the_first_vector(at):
     m, params = method("distreal", react="round")
     work = batches(0, sizes=(8,) * 12)
     draws = Draws(m)
-    clock = VirtualClock(Halving(rate(m, 96, 0.9)))
+    clock = VirtualClock(Halving(rate(m, 96, 0.9), at))
     pacer = Pacer(clock, round_start=0.0, round_seconds=1.0, samples=96, margin=0.0)
     m.train(Message(params, {"lr": 0.1}), work, pacer, torch_generator(0))
     assert len(set(draws.rates)) == 1

@@ -3,9 +3,12 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from fleet_of_batches import batches, method, net, take_part
+from fleet_of_batches import batches, method, net, rate, take_part
 
 from leanfleet.federated import Optimiser
+from leanfleet.fleet import Pacer, VirtualClock
+from leanfleet.randomness import torch_generator
+from leanfleet.wire import Message
 
 
 @pytest.mark.parametrize("mu", [0.0, 0.3])
@@ -31,6 +34,21 @@ def test_a_device_does_the_mini_batches_that_fit(share, samples):
     assert (0 if update is None else update.scalars["weight"]) == samples
     assert pacer.late == (samples < 21)
     assert pacer.macs <= pacer.available_macs * (1 + 1e-9)
+
+
+def test_a_step_that_does_not_fit_now_is_begun_all_the_same():
+    class Rising:
+        def rate(self, t):
+            return slow if t < 0.5 else 10 * slow
+
+        def next_change(self, t):
+            return 0.5 if t < 0.5 else float("inf")
+
+    m, params = method("fedprox")
+    slow = rate(m, 21, 0.1)
+    pacer = Pacer(VirtualClock(Rising()), round_start=0.0, round_seconds=1.0, samples=21)
+    update = m.train(Message(params, {"lr": 0.1}), batches(0), pacer, torch_generator(0))
+    assert update.scalars["weight"] == 8
 
 
 def test_distreal_takes_a_proximal_term_too():

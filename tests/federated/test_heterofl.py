@@ -4,14 +4,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fleet_of_batches import CLASSES, batches, method, play, take_part
+from torch import nn
 
-from leanfleet.errors import WireError
+from leanfleet.errors import NetworkError, WireError
 from leanfleet.federated import METHODS, Optimiser, Report, Setting
-from leanfleet.federated.heterofl import masked_loss, prefix
+from leanfleet.federated.heterofl import masked_loss
+from leanfleet.federated.levels import prefix
 from leanfleet.nets import NETWORKS, build
 from leanfleet.subnet import SubnetPlan
 
-HELD = "heterofl/held"
+HELD = "levels/held"
 
 
 @pytest.mark.parametrize(
@@ -79,14 +81,81 @@ def test_what_no_device_holds_stays_random_and_is_not_used():
     assert not m.deployed(after)["0.weight"][outer].any()
 
 
+def without_norms(**options):
+    net = nn.Sequential(
+        nn.Conv2d(2, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, CLASSES),
+    )  # fmt: skip
+    plan = SubnetPlan.trace(net, torch.zeros(2, 2, 6, 6))
+    cls = METHODS["heterofl"]
+    m = cls(Setting(plan, Optimiser(0.1), 1.0), cls.Options(**options))
+    return m, m.begin({n: p.detach() for n, p in net.named_parameters()})
+
+
+def factors(m, params, share):
+    assigned, _, _, _ = take_part(m, params, 0, share=share)
+    kept, _ = m.opened(assigned)
+    return [float(f.max()) for number in range(3) if (f := kept.scale(number)) is not None]
+
+
 def test_the_scale_is_relative_to_the_widest_level_held():
-    m, params = method("heterofl")
+    m, params = without_norms()
     params = {**params, HELD: torch.tensor([0.0, 1.0, 1.0])}
-    for share, factor in ((0.6, 1.0), (0.3, 12 / 8)):
-        assigned, _, _, _ = take_part(m, params, 0, share=share)
-        kept, _ = m.opened(assigned)
-        factors = {float(kept.scale(number).max()) for number in range(3) if kept.scale(number) is not None}
-        assert max(factors) == pytest.approx(factor)
+    assert max(factors(m, params, 0.6)) == 1.0
+    assert max(factors(m, params, 0.3)) == pytest.approx(12 / 8)
+
+
+def test_before_anything_is_held_nothing_is_scaled():
+    m, params = without_norms()
+    for share in (0.3, 0.6):
+        assert set(factors(m, params, share)) == {1.0}
+
+
+@pytest.mark.parametrize("name", ["densenet-bc-19", "resnet-20"])
+def test_a_norm_takes_the_scale_out_again(name):
+    net = build(name)
+    plan = SubnetPlan.trace(net, torch.zeros(2, 3, 32, 32))
+    assert plan.normed == {group.name for group in plan.groups}
+    cls = METHODS["heterofl"]
+    m = cls(Setting(plan, Optimiser(0.1), 1.0), cls.Options())
+    params = m.begin({n: p.detach() for n, p in net.named_parameters()})
+    params[HELD] = torch.ones(3)
+    kept, sub = m.opened(m.assign(params, Report(10, 1.0), 0, torch.Generator()))
+    assert len(kept[plan.groups[0].name]) < plan.groups[0].channels
+    x = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(
+            plan.run(sub, kept, x, scale=True), plan.run(sub, kept, x, scale=False), atol=1e-5
+        )
+
+
+def test_a_late_or_refused_device_holds_nothing():
+    m, params = method("heterofl")
+    _, _, pacer, _ = take_part(m, params, 0, share=1.0, true_share=0.3)
+    assert pacer.late
+    after = m.finish(params, m.empty(params))
+    assert not after[HELD].any()
+
+
+@pytest.mark.parametrize("name", ["heterofl", "fjord"])
+def test_norms_over_channels_are_refused_by_name(name):
+    net = nn.Sequential(
+        nn.Conv2d(2, 8, 3),
+        nn.GroupNorm(2, 8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 3),
+    )
+    plan = SubnetPlan.trace(net, torch.zeros(2, 2, 6, 6))
+    cls = METHODS[name]
+    with pytest.raises(NetworkError, match="statistics of '1' span channels"):
+        cls(Setting(plan, Optimiser(0.1), 1.0), cls.Options())
+
+
+def test_many_levels_keep_a_channel_each():
+    m, _ = method("heterofl", s=0.1, levels=20)
+    assert all(len(ids) >= 1 for kept in m.levels for ids in kept.values())
 
 
 def test_masked_classes_are_zeros_in_the_loss():

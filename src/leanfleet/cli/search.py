@@ -13,7 +13,7 @@ import typer
 
 from leanfleet.cli.options import Json
 from leanfleet.console import clock, print_json, print_tables, progress_bars, simple_table
-from leanfleet.errors import UserError
+from leanfleet.errors import StorageError, UserError, WorkerError
 
 if TYPE_CHECKING:
     from leanfleet.search import Progress
@@ -78,6 +78,9 @@ def search(
         raise UserError(f"--protocol {protocol}: should be one of {', '.join(PROTOCOLS)}")
     if cost not in ("macs", "seconds"):
         raise UserError(f"--cost {cost}: should be macs or seconds")
+    # Not after hours of searching. The plot of a table net.lut is net.png.
+    if out.is_dir() or out.suffix == ".png":
+        raise UserError(f"-o {out}: should be a file such as net.lut")
     with SearchDisplay(out) as display:
         lut = run_search(
             network,
@@ -139,11 +142,13 @@ class SearchDisplay:
     ) -> None:
         if self._bars is not None:
             self._bars.stop()
+        kept = self._out.with_name(self._out.name + ".partial")
+        told = f"; {kept} is kept, go on with the same command and --resume" if kept.exists() else ""
         if isinstance(error, KeyboardInterrupt):
-            kept = self._out.with_name(self._out.name + ".partial")
-            told = f"; {kept} is kept, go on with the same command and --resume" if kept.exists() else ""
             print(f"interrupted{told}", file=sys.stderr)
             sys.exit(130)
+        if isinstance(error, WorkerError | StorageError):
+            error.args = (f"{error}{told}",)
 
     def __call__(self, progress: Progress) -> None:
         """Show progress; the search's `watch`."""
@@ -177,6 +182,7 @@ def _show(file: Path, found: Lut, as_json: bool, plot: Path | None = None) -> No
         print_json({"file": str(file), **about, "groups": groups, "rows": rows, "plot": plot and str(plot)})
         return
     full = found.rows[-1].macs
+    timed = found.rows[0].seconds is not None
     cells = [
         (
             str(number),
@@ -184,11 +190,12 @@ def _show(file: Path, found: Lut, as_json: bool, plot: Path | None = None) -> No
             f"{100 * row.macs / full:.1f}",
             "-" if row.f2 is None else f"{row.f2:.3f}",
             "-" if row.stderr is None else f"{row.stderr:.3f}",
+            *([f"{1000 * (row.seconds or 0.0):.2f}"] if timed else []),
             f"{min(row.rates):.2f} to {max(row.rates):.2f}",
         )
         for number, row in enumerate(found.rows)
     ]
-    names = ("row", "MACs", "% of full", "gain lost", "+-", "rates")
+    names = ("row", "MACs", "% of full", "gain lost", "+-", *(["step ms"] if timed else []), "rates")
     simple = ("network", "data", "seed", "version", "start_accuracy", "hypervolume", "hypervolume_uniform",
               "training_samples", "seconds")  # fmt: skip
     known = [

@@ -14,7 +14,7 @@ from leanfleet.errors import ExperimentError, NetworkError
 from leanfleet.experiment import Experiment
 from leanfleet.federated import METHODS, Method, Optimiser, Setting
 from leanfleet.fleet import Availability, AvailabilityConfig, availability
-from leanfleet.nets import NETWORKS, Ensemble, build
+from leanfleet.nets import NETWORKS, VotingEnsemble, build
 from leanfleet.randomness import key
 from leanfleet.subnet import SubnetPlan
 
@@ -108,7 +108,7 @@ def make_job(experiment: Experiment, data: DataSet | None = None, parts: Parts |
         plan = trace(net, data, NETWORKS[own].keep if own in NETWORKS else getattr(options, "keep", ()))
     members = method_class.members(macs[0], plan.macs(plan.uniform(0.0)), options)
     if members > 1:
-        net = Ensemble([network(experiment, own, data, member) for member in range(members)])
+        net = VotingEnsemble([network(experiment, own, data, member) for member in range(members)])
     setting = Setting(plan, optimiser(experiment), experiment.fleet.round_seconds, members)
     job = Job(
         experiment,

@@ -95,7 +95,7 @@ class Distreal(DeltaMethod[DistrealOptions]):
                 break
             budget = now if budget is None or options.react == "batch" else budget
             # Counts are rounded at random: a draw that comes out too dear to end in time gives way (our decision).
-            for d in (self.lut.pick(budget), self.lut.cheapest):
+            for d in (self.lut.pick(budget), self.lut.cheapest)[: None if options.react == "batch" else 1]:
                 kept = draw(d.rates)
                 if pacer.fits(self.plan.macs_of(kept), samples):
                     break
@@ -140,7 +140,8 @@ class Distreal(DeltaMethod[DistrealOptions]):
         mean = total.mean()
         if not self._by_coverage or mean is None:
             return super().finish(params, total)
-        shifts = {n: (mean[n] / mean[_ACTIVE + n]).nan_to_num(0.0) for n in params}
+        active = {name: mean[_ACTIVE + name] for name in params}
+        shifts = {name: torch.where(active[name] > 0, mean[name] / active[name], 0.0) for name in params}
         return {name: (p.double() + shifts[name]).to(p.dtype) for name, p in params.items()}
 
     @property

@@ -26,7 +26,7 @@ class EnsembleOptions(SmallOptions):
         count: How many networks; by default as many as the experiment's network costs MACs.
     """
 
-    count: int | None = Field(None, ge=1)
+    count: int | None = Field(None, ge=1, le=100)
 
 
 class Ensemble(Method[EnsembleOptions, HolderSum]):

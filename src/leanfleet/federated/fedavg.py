@@ -16,14 +16,17 @@ class WholeNetwork(DeltaMethod[O]):
 
     def train(self, message: Message, batches: Batches, pacer: Pacer, rng: torch.Generator) -> Message | None:
         """Train all mini-batches; stop at the first that is late."""
-        step = Step(self.plan, self.setting.optimiser, float(message.scalars["lr"]))
-        local = Local(step, message.tensors)
+        local = Local(self.step(message), message.tensors)
         done = 0
         for batch in batches:
             if not local.train(self.plan.full, batch, pacer):
                 break
             done += len(batch[1])
         return Message(change(local.params, message.tensors), {"weight": float(done)}) if done else None
+
+    def step(self, message: Message) -> Step:
+        """Return how the device takes its steps."""
+        return Step(self.plan, self.setting.optimiser, float(message.scalars["lr"]))
 
     def most_weight(self, report: Report) -> float:
         """Return the device's samples."""

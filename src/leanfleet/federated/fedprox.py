@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import torch
+from dataclasses import replace
+
 from pydantic import Field
 
 from leanfleet.federated.fedavg import WholeNetwork
-from leanfleet.federated.method import Batches, Options, Report, change
-from leanfleet.federated.step import Local, Step
-from leanfleet.fleet import Pacer
-from leanfleet.ledger import PHI
+from leanfleet.federated.method import Options, Report
+from leanfleet.federated.step import Step
 from leanfleet.wire import Message
 
 
@@ -25,24 +24,19 @@ class FedProxOptions(Options):
 
 
 class FedProx(WholeNetwork[FedProxOptions]):
-    """Every device trains the whole network until the deadline; what it has done by then counts, by samples."""
+    """Every device trains the whole network until the deadline; what it has done by then counts, by samples.
+
+    It begins every mini-batch, whatever its rate: nothing cheaper exists for it, and the rate may rise.
+    """
 
     name = "fedprox"
     Options = FedProxOptions
     partial = True
 
-    def train(self, message: Message, batches: Batches, pacer: Pacer, rng: torch.Generator) -> Message | None:
-        """Train mini-batches as long as the next can end in time."""
-        lr = float(message.scalars["lr"])
-        local = Local(Step(self.plan, self.setting.optimiser, lr, mu=self.options.mu), message.tensors)
-        whole, done = self.plan.macs_of(self.plan.full), 0
-        for batch in batches:
-            if pacer.budget(len(batch[1]), whole) is None or not local.train(self.plan.full, batch, pacer):
-                break
-            done += len(batch[1])
-        return Message(change(local.params, message.tensors), {"weight": float(done)}) if done else None
+    def step(self, message: Message) -> Step:
+        """Return steps with the proximal term."""
+        return replace(super().step(message), mu=self.options.mu)
 
     def work(self, report: Report) -> float:
         """Return the whole network's training MACs over all samples, or what the device can spend."""
-        whole = float(PHI * self.plan.macs_of(self.plan.full) * report.samples)
-        return min(whole, report.rate_macs_per_s * self.setting.round_seconds)
+        return min(super().work(report), report.rate_macs_per_s * self.setting.round_seconds)

@@ -6,19 +6,16 @@ from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
-from leanfleet.federated.heterofl import prefix
+from leanfleet.federated.levels import LEVEL, Levels
 from leanfleet.federated.method import Batches, Options, Params, Report, Setting
 from leanfleet.federated.step import Batch, Local
-from leanfleet.federated.submodel import SubModel
 from leanfleet.fleet import Pacer
 from leanfleet.ledger import PHI
 from leanfleet.subnet import Kept
 from leanfleet.wire import Message
-
-_WIDTH = "level"
 
 
 class FjordOptions(Options):
@@ -33,8 +30,15 @@ class FjordOptions(Options):
     widths: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field((0.2, 0.4, 0.6, 0.8, 1.0), min_length=1)
     distil: bool = False
 
+    @field_validator("widths")
+    @classmethod
+    def _distinct(cls, widths: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(widths)) < len(widths):
+            raise ValueError("should differ from one another")
+        return widths
 
-class Fjord(SubModel[FjordOptions]):
+
+class Fjord(Levels[FjordOptions]):
     """A device gets the widest sub-model that fits its rate at the start of the round, and trains random prefixes.
 
     Widths vary from mini-batch to mini-batch as in DISTREAL, but by chance, not by what the device can do. Averages
@@ -45,33 +49,21 @@ class Fjord(SubModel[FjordOptions]):
     Options = FjordOptions
 
     def __init__(self, setting: Setting, options: FjordOptions) -> None:
-        super().__init__(setting, options)
-        self.levels = [prefix(self.plan, width) for width in sorted(options.widths)]
-        self.macs = [self.plan.macs_of(kept) for kept in self.levels]
+        super().__init__(setting, options, sorted(options.widths, reverse=True))
 
     def level(self, report: Report) -> int:
-        """Return the widest level that fits, the narrowest if none does; 0 is the narrowest."""
+        """Return the widest level that fits, the narrowest if none does; 0 is the widest."""
         budget = self.budget(report) * (1 + 1e-9)
-        teach = [0, *self.macs[:-1]] if self.options.distil else [0] * len(self.macs)
-        fitting = [n for n, macs in enumerate(self.macs) if macs + teach[n] <= budget]
-        return fitting[-1] if fitting else 0
-
-    def choose(self, params: Params, report: Report, round: int, rng: torch.Generator) -> Kept:
-        """Return the widest level that fits the device's rate at the start of the round."""
-        return self.levels[self.level(report)]
+        fitting = [level for level in range(len(self.levels)) if self._dearest(level) <= budget]
+        return min(fitting, default=len(self.levels) - 1)
 
     def vote(self, report: Report) -> float:
         """Return the device's samples."""
         return float(report.samples)
 
-    def assign(self, params: Params, report: Report, round: int, rng: torch.Generator) -> Message:
-        """Return the level's parameters, and which it is."""
-        assigned = super().assign(params, report, round, rng)
-        return Message(assigned.tensors, {**assigned.scalars, _WIDTH: float(self.level(report))})
-
     def train(self, message: Message, batches: Batches, pacer: Pacer, rng: torch.Generator) -> Message | None:
         """Train every mini-batch at a width drawn uniformly among those up to the device's own."""
-        widest = int(message.scalars[_WIDTH])
+        widest = int(message.scalars[LEVEL])
         kept, sent = self.opened(message)
         some = next(iter(sent.values()))
         whole = {
@@ -82,8 +74,8 @@ class Fjord(SubModel[FjordOptions]):
         local = Local(self.step(message, batches), whole)
         done = False
         for batch in batches:
-            level = int(torch.randint(widest + 1, (), generator=rng))
-            if self.options.distil and level < widest:
+            level = int(torch.randint(widest, len(self.levels), (), generator=rng))
+            if self.options.distil and level > widest:
                 in_time = self._distil(local, level, widest, batch, pacer)
             else:
                 in_time = local.train(self.levels[level], batch, pacer)
@@ -94,11 +86,17 @@ class Fjord(SubModel[FjordOptions]):
 
     def work(self, report: Report) -> float:
         """Return the mean training MACs of the widths up to the device's own, over all samples."""
-        own = self.macs[: self.level(report) + 1]
-        macs = sum(own) / len(own)
-        if self.options.distil:
-            macs += own[-1] * (len(own) - 1) / len(own)
-        return PHI * macs * report.samples
+        return PHI * self._mean(self.level(report)) * report.samples
+
+    def _dearest(self, level: int) -> float:
+        """Return what a level must fit: its own MACs, or with two widths a mini-batch what they cost on average."""
+        return self._mean(level) if self.options.distil else self.macs[level]
+
+    def _mean(self, level: int) -> float:
+        """Return the expected forward MACs per sample of a device with this level."""
+        drawn = self.macs[level:]
+        taught = self.macs[level] * (len(drawn) - 1) if self.options.distil else 0
+        return (sum(drawn) + taught) / len(drawn)
 
     def _distil(self, local: Local, level: int, widest: int, batch: Batch, pacer: Pacer) -> bool:
         """Take one step on the gradients of both widths together."""

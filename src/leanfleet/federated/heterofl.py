@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
@@ -12,26 +11,25 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from leanfleet.averaging import HolderSum
 from leanfleet.errors import WireError
+from leanfleet.federated.levels import LEVEL, Levels
 from leanfleet.federated.method import Batches, Options, Params, Report, Setting
 from leanfleet.federated.step import Step
-from leanfleet.federated.submodel import SubModel
+from leanfleet.federated.submodel import Places
 from leanfleet.fleet import Pacer
 from leanfleet.ledger import PHI
-from leanfleet.subnet import Kept, SubnetPlan
+from leanfleet.subnet import Kept
 from leanfleet.wire import Expected, Message
 
-_HELD = "heterofl/held"
 _LABELS = "heterofl/labels"
-_LEVEL = "level"
+_WIDEST = "widest"
 
 
 class HeteroFLOptions(Options):
     """HeteroFL's keys in `[method]`.
 
     Attributes:
-        s: Width of a level over that of the level before.
+        s: Shrinkage ratio: the width of a level over that of the level before.
         levels: How many levels there are.
         fit: "strict" gives a device the widest level within its rate at the start of the round (our decision: Rapp
             et al. 2022 are silent); "nearest" the nearest in MACs, with the deadline waived: a favourable bound.
@@ -40,39 +38,24 @@ class HeteroFLOptions(Options):
     """
 
     s: float = Field(0.7, gt=0, lt=1)
-    levels: int = Field(3, ge=1)
+    levels: int = Field(3, ge=1, le=20)
     fit: Literal["strict", "nearest"] = "strict"
     mask_labels: bool = False
 
 
-class HeteroFL(SubModel[HeteroFLOptions]):
+class HeteroFL(Levels[HeteroFLOptions]):
     """Level p has the first ceil(C s^(p-1)) channels of every layer with C channels; holders average every weight.
 
-    Under "strict", a device that has less than full means is never given level 1, and what only level 1 has would
-    stay random: so the network in use is the widest level that some device has ever held (our decision). The scale
-    C/n of kept channels, in training only, is relative to that level, as in the public code.
+    In training only, what no norm reads is scaled by C/n, relative to the widest level that has been held, as in the
+    public code.
     """
 
     name = "heterofl"
     Options = HeteroFLOptions
 
     def __init__(self, setting: Setting, options: HeteroFLOptions) -> None:
-        super().__init__(setting, options)
+        super().__init__(setting, options, [options.s**level for level in range(options.levels)])
         self.deadline = options.fit == "strict"
-        self.levels = [prefix(self.plan, options.s**level) for level in range(options.levels)]
-        self.macs = [self.plan.macs_of(kept) for kept in self.levels]
-
-    def begin(self, params: Params) -> dict[str, Tensor]:
-        """Return the parameters, and which levels have been held so far: none."""
-        return {**params, _HELD: torch.zeros(len(self.levels))}
-
-    def deployed(self, params: Params) -> dict[str, Tensor]:
-        """Return the widest level that has been held, inside a whole network of zeros."""
-        own = {name: params[name] for name in self.plan.parameters}
-        kept = self.levels[self._widest(params)]
-        whole = {name: torch.zeros_like(p) for name, p in own.items()}
-        self.plan.unpack_(whole, self.plan.pack(own, kept), kept)
-        return whole
 
     def level(self, report: Report) -> int:
         """Return the level for a device, 0 the widest."""
@@ -82,24 +65,18 @@ class HeteroFL(SubModel[HeteroFLOptions]):
         fitting = [level for level, macs in enumerate(self.macs) if macs <= budget * (1 + 1e-9)]
         return fitting[0] if fitting else len(self.macs) - 1
 
-    def choose(self, params: Params, report: Report, round: int, rng: torch.Generator) -> Kept:
-        """Return the first channels of every layer."""
-        return self.levels[self.level(report)]
-
     def assign(self, params: Params, report: Report, round: int, rng: torch.Generator) -> Message:
-        """Return the level's parameters, and which level is the widest so far."""
+        """Return the level's parameters, its number, and the widest that has been held: its own in the first round."""
         assigned = super().assign(params, report, round, rng)
-        widest = float(self._widest(params))
-        return Message(
-            assigned.tensors, {**assigned.scalars, _LEVEL: float(self.level(report)), "widest": widest}
-        )
+        widest = self.widest(params)
+        widest = self.level(report) if widest is None else widest
+        return Message(assigned.tensors, {**assigned.scalars, _WIDEST: float(widest)})
 
     def opened(self, message: Message) -> tuple[Kept, dict[str, Tensor]]:
         """Return the level, scaled against the widest, and its parameters."""
-        _, sub = super().opened(message)
-        level, widest = (int(message.scalars[name]) for name in (_LEVEL, "widest"))
-        sets = dict(self.levels[level])
-        return self.plan.keep(sets, within=self.levels[min(level, widest)]), sub
+        kept, sub = super().opened(message)
+        level, widest = (int(message.scalars[name]) for name in (LEVEL, _WIDEST))
+        return self.scaled(kept, self.levels[min(level, widest)]), sub
 
     def step(self, message: Message, batches: Batches) -> Step:
         """Return scaled steps, on the classes that the device has if the options say so."""
@@ -130,27 +107,21 @@ class HeteroFL(SubModel[HeteroFLOptions]):
         if _LABELS in update.tensors and bool((update.tensors[_LABELS] > 1).any()):
             raise WireError(f"{_LABELS}: should be 0 or 1")
 
-    def accumulate(self, total: HolderSum, assigned: Message, update: Message) -> None:
-        """Add the trained values at the level's places, and note that it was held."""
-        kept, _ = self.opened(assigned)
-        values = {name: t for name, t in update.tensors.items() if name != _LABELS}
-        places = dict(self.plan.positions(kept))
-        if _LABELS in update.tensors:
-            rows = update.tensors[_LABELS].nonzero().squeeze(1)
-            for name in self._classifier:
-                values[name] = values[name].index_select(0, rows)
-                places[name] = (rows, *places[name][1:])
-        held = torch.tensor([int(assigned.scalars[_LEVEL])], device=next(iter(values.values())).device)
-        values[_HELD], places[_HELD] = torch.ones(1, device=held.device), (held,)
-        total.add(values, places)
+    def places(self, assigned: Message, update: Message) -> tuple[Params, Places]:
+        """Return the trained values and their places, without the rows of classes that the device has not."""
+        values, places = super().places(assigned, update)
+        if _LABELS not in values:
+            return values, places
+        values, places = dict(values), dict(places)
+        rows = values.pop(_LABELS).nonzero().squeeze(1)
+        for name in self._classifier:
+            values[name] = values[name].index_select(0, rows)
+            places[name] = (rows, *places[name][1:])
+        return values, places
 
     def work(self, report: Report) -> float:
         """Return the training MACs of the level over all samples."""
         return float(PHI * self.macs[self.level(report)] * report.samples)
-
-    def _widest(self, params: Params) -> int:
-        held: list[int] = params[_HELD].nonzero().flatten().tolist()
-        return min(held, default=0)
 
     @property
     def _classifier(self) -> list[str]:
@@ -160,13 +131,6 @@ class HeteroFL(SubModel[HeteroFLOptions]):
     @property
     def _classes(self) -> int:
         return self.plan.parameters[self._classifier[0]][0]
-
-
-def prefix(plan: SubnetPlan, share: float) -> Kept:
-    """Return the first ceil(C * share) channels of every group, of every cell alike."""
-    # The last ulp of a power must not add a channel.
-    counts = [math.ceil(share * group.channels / group.cells - 1e-9) * group.cells for group in plan.groups]
-    return plan.windows(counts)
 
 
 def masked_loss(present: Tensor) -> Callable[[Tensor, Tensor], Tensor]:

@@ -28,7 +28,7 @@ _ROUNDING = 1e-6
 class Options(BaseModel):
     """A method's own keys of the `[method]` section."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True)

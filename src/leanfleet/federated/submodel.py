@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from leanfleet.averaging import HolderSum
+from leanfleet.averaging import HolderSum, Positions
 from leanfleet.federated.method import Batches, Method, O, Params, Report
 from leanfleet.federated.step import Step
 from leanfleet.fleet import Pacer
@@ -16,7 +17,10 @@ from leanfleet.subnet import Kept
 from leanfleet.wire import Expected, Message, describe
 
 _KEPT = "kept/"
-_VOTE = "vote"
+VOTE = "vote"
+
+
+Places = Mapping[str, Positions]
 
 
 class SubModel(Method[O, HolderSum]):
@@ -38,6 +42,19 @@ class SubModel(Method[O, HolderSum]):
         """Return how the device takes its steps."""
         return Step(self.plan, self.setting.optimiser, float(message.scalars["lr"]))
 
+    def scaled(self, kept: Kept, whole: Mapping[str, Tensor]) -> Kept:
+        """Return kept sets whose scale is that of the Scaler in HeteroFL's and FedRolex's public code.
+
+        It stands between a layer and its norm, which takes it out again: so only what no norm reads is scaled.
+
+        Args:
+            kept: What a device has.
+            whole: What stands for the whole network.
+        """
+        sets = dict(kept)
+        within = {name: sets[name] if name in self.plan.normed else whole[name] for name in sets}
+        return self.plan.keep(sets, within)
+
     def budget(self, report: Report) -> float:
         """Return the forward MACs per sample that fit the round if the rate stays as it is."""
         return report.rate_macs_per_s * self.setting.round_seconds / (PHI * report.samples)
@@ -48,7 +65,7 @@ class SubModel(Method[O, HolderSum]):
         own = {name: params[name] for name in self.plan.parameters}
         ids = {_KEPT + name: positions.to(torch.int32) for name, positions in kept.items()}
         lr = self.setting.optimiser.lr_at(round)
-        return Message({**self.plan.pack(own, kept), **ids}, {"lr": lr, _VOTE: self.vote(report)})
+        return Message({**self.plan.pack(own, kept), **ids}, {"lr": lr, VOTE: self.vote(report)})
 
     def train(self, message: Message, batches: Batches, pacer: Pacer, rng: torch.Generator) -> Message | None:
         """Train the sub-model as it is, for the whole round."""
@@ -73,8 +90,13 @@ class SubModel(Method[O, HolderSum]):
 
     def accumulate(self, total: HolderSum, assigned: Message, update: Message) -> None:
         """Add the trained values at the places that were assigned."""
+        values, places = self.places(assigned, update)
+        total.add(values, places, float(assigned.scalars[VOTE]))
+
+    def places(self, assigned: Message, update: Message) -> tuple[Params, Places]:
+        """Return what of an update is averaged, and where it lies."""
         kept, _ = self.opened(assigned)
-        total.add(update.tensors, self.plan.positions(kept), float(assigned.scalars[_VOTE]))
+        return update.tensors, self.plan.positions(kept)
 
     def finish(self, params: Params, total: HolderSum) -> dict[str, Tensor]:
         """Return the mean over holders, weight by weight."""

@@ -17,11 +17,11 @@ from torch import nn
 from leanfleet.errors import NetworkError, did_you_mean
 from leanfleet.nets.cnn import digits_cnn, femnist_cnn
 from leanfleet.nets.densenet import densenet_bc
-from leanfleet.nets.ensemble import Ensemble, vote
+from leanfleet.nets.ensemble import VotingEnsemble, vote
 from leanfleet.nets.resnet import resnet_20
 from leanfleet.randomness import key
 
-__all__ = ["NETWORKS", "Ensemble", "Reference", "build", "vote"]
+__all__ = ["NETWORKS", "Reference", "VotingEnsemble", "build", "vote"]
 
 
 @dataclass(frozen=True)

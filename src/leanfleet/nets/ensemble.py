@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Ensemble(nn.Module):
+class VotingEnsemble(nn.Module):
     """Networks that are trained apart and predict together: the logarithm of their mean softmax.
 
     Args:

@@ -10,9 +10,15 @@ import numpy as np
 from leanfleet.storage import write_bytes
 from leanfleet.subnet.lut import Lut
 
+_COSTS = {"macs": "MACs", "seconds": "seconds of a step"}
+_LINES = (
+    ("uniform", "one rate for all layers", "s--", "#D55E00"),
+    ("front", "a rate for every layer, searched", "o-", "#0072B2"),
+)
+
 
 def draw_front(lut: Lut, path: Path) -> Path:
-    """Draw the second objective against the first, one standard error up and down; return the file.
+    """Draw what a table's vectors lose against what they cost, one standard error up and down; return the file.
 
     Args:
         lut: A table that a search has written.
@@ -25,21 +31,31 @@ def draw_front(lut: Lut, path: Path) -> Path:
 
     figure = Figure(figsize=(6.4, 4.2), dpi=150, layout="constrained")
     axes = figure.subplots()
-    for key, label, style, colour in (
-        ("uniform", "one rate for all layers", "s--", "#D55E00"),
-        ("front", "searched", "o-", "#0072B2"),
-    ):
-        x, y, error = np.array(sorted(lut.about.get(key, [])), dtype=np.float64).reshape(-1, 3).T
+    about = lut.about
+    for key, label, style, colour in _LINES:
+        x, y, error = np.array(sorted(about.get(key, [])), dtype=np.float64).reshape(-1, 3).T
         axes.errorbar(
             x, y, error, fmt=style, color=colour, label=label, markersize=3.5, linewidth=1.2, elinewidth=0.8
         )
-    axes.set_xlabel(f"cost ({lut.about.get('cost', 'macs')}): 0 half of everything dropped, 1 nothing")
-    axes.set_ylabel("gain lost: 0 none, 1 as with half dropped")
-    axes.set_title(f"{lut.about.get('network', '')}, {lut.origin}", loc="left", fontsize="medium")
+    measure = about.get("measure", "accuracy")
+    axes.set_xlabel(
+        f"cost in {_COSTS.get(about.get('cost', 'macs'), 'MACs')}\n(0: half of every layer dropped, 1: nothing dropped)"
+    )
+    axes.set_ylabel(
+        f"what a short training learns less, in {measure}\n(0: nothing dropped, 1: half of every layer)"
+    )
+    axes.set_title(_title(lut), loc="left", fontsize="medium")
     axes.grid(alpha=0.3, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, title="lower is better", alignment="left")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     write_bytes(path, buffer.getvalue())
     return path
+
+
+def _title(lut: Lut) -> str:
+    """Name network and search, and say what a bar is."""
+    parts = [Path(str(lut.about["network"])).name] if "network" in lut.about else []
+    seeds = [f"standard error of {lut.about['fresh_seeds']} seeds"] if "fresh_seeds" in lut.about else []
+    return ", ".join([*parts, lut.origin, *seeds])

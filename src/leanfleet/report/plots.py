@@ -73,7 +73,7 @@ def can_draw() -> bool:
 def draw(groups: Sequence[Group], folder: Path, title: str = "") -> list[Path]:
     """Draw accuracy against rounds, virtual time and MACs, a line and a colour a group; return the files.
 
-    The line is the mean over seeds, the band reaches from the least to the greatest. Evaluation A, whole network.
+    The line is the mean over seeds, the band reaches from the least to the greatest. Evaluation A, network in use.
     Twelve groups can be told apart.
 
     Args:
@@ -155,7 +155,7 @@ def _dress(axes: Axes, axis: _Axis) -> None:
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     axes.set_xlabel(axis.label)
-    axes.set_ylabel("accuracy, whole network [%]")
+    axes.set_ylabel("accuracy of the network in use [%]")
     axes.grid(alpha=0.3, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     if axis.key == "round":

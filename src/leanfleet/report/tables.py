@@ -45,7 +45,7 @@ class Tables(TypedDict):
 def summarise(groups: Sequence[Group]) -> Tables:
     """Return the numbers of a report.
 
-    Accuracies are fractions of the whole network's hits, MACs training MACs of all devices. Accuracy at a fixed
+    Accuracies are fractions of hits of the network in use, MACs training MACs of all devices. Accuracy at a fixed
     time is the last one known then.
     """
     records = [record for group in groups for record in group.records]
@@ -65,7 +65,7 @@ def render(tables: Tables, width: int) -> list[Table]:
     """
     accuracy = [("method", *_accuracy_names(tables)), *(_accuracy_cells(row) for row in tables["groups"])]
     cost = [("method", *_COST_NAMES), *(_cost_cells(row) for row in tables["groups"])]
-    wide = [_wide("accuracy of the whole network [%]", accuracy), _wide("cost", cost)]
+    wide = [_wide("accuracy of the network in use [%]", accuracy), _wide("cost", cost)]
     if all(_columns(table) <= width for table in wide):
         return wide
     return [

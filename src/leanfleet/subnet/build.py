@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
@@ -13,6 +14,7 @@ from leanfleet.subnet.builder import Builder, Cut, Run, Term, describe
 from leanfleet.subnet.kept import Layouts
 from leanfleet.subnet.table import handle
 from leanfleet.subnet.trace import aliases_of, check_keep, macs_of_nodes, own_copy, shapes_of, symbolic_trace
+from leanfleet.subnet.units import Ids
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Traced:
     constants: Mapping[str, Tensor]
     parameters: Mapping[str, torch.Size]
     frozen: frozenset[str]
+    normed: Ids
+    spanning: tuple[str, ...]
 
 
 def build(net: nn.Module, example: Tensor, keep: Iterable[str]) -> Traced:
@@ -72,6 +76,8 @@ def build(net: nn.Module, example: Tensor, keep: Iterable[str]) -> Traced:
         constants=b.constants,
         parameters={name: p.shape for name, p in root.named_parameters()},
         frozen=frozenset(name for name, p in root.named_parameters() if not p.requires_grad),
+        normed=np.concatenate([np.empty(0, dtype=np.int64), *b.normed]),
+        spanning=tuple(b.spanning),
     )
 
 

@@ -121,6 +121,8 @@ class Builder:
     sizes_of: dict[str, Layout] = field(default_factory=dict)
     shuffles: dict[str, Shuffle] = field(default_factory=dict)
     constants: dict[str, Tensor] = field(default_factory=dict)
+    normed: list[Ids] = field(default_factory=list)
+    spanning: list[str] = field(default_factory=list)
     _wholes: list[tuple[fx.Node, str]] = field(default_factory=list)
     _numbers: dict[bytes, int] = field(default_factory=dict)
 

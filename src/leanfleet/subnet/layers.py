@@ -148,6 +148,7 @@ def _per_channel(b: Builder, node: fx.Node, module: Any, dim: int) -> tuple[fx.N
 def batch_norm(b: Builder, node: fx.Node, module: Any) -> Run:
     """Batch norm on batch statistics; running averages over random subsets would be wrong, none is kept."""
     x, weight, bias = _per_channel(b, node, module, 1)
+    b.normed.append(b.units_at(x, 1))
 
     def run(frame: Frame) -> Tensor:
         w, shift = _leaf(frame, weight), _leaf(frame, bias)
@@ -159,6 +160,7 @@ def batch_norm(b: Builder, node: fx.Node, module: Any) -> Run:
 def instance_norm(b: Builder, node: fx.Node, module: Any) -> Run:
     """Instance norm: every channel by itself."""
     x, weight, bias = _per_channel(b, node, module, 1)
+    b.normed.append(b.units_at(x, 1))
 
     def run(frame: Frame) -> Tensor:
         w, shift = _leaf(frame, weight), _leaf(frame, bias)
@@ -174,6 +176,9 @@ def group_norm(b: Builder, node: fx.Node, module: Any) -> Run:
     single = module.num_groups == len(units)
     if not single and module.num_groups > 1:
         b.equal(node, units, module.num_groups)
+    b.normed.append(units)
+    if not single:
+        b.spanning.append(str(node.target))
     number = b.number(units)
 
     def run(frame: Frame) -> Tensor:
@@ -191,6 +196,9 @@ def layer_norm(b: Builder, node: fx.Node, module: Any) -> Run:
     layout, ndim = b.layout(x), len(b.shape(x))
     first = ndim - len(module.normalized_shape)
     b.layouts[node.name] = layout
+    if layout is not None and layout.dim >= first:
+        b.normed.append(layout.units)
+        b.spanning.append(str(node.target))
     weight = bias = None
     if module.weight is not None:
         weight, bias = _names(b, node, module)

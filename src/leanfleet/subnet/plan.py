@@ -16,6 +16,7 @@ from leanfleet.subnet.builder import Frame, Term
 from leanfleet.subnet.counts import ChannelGroup
 from leanfleet.subnet.kept import Kept
 from leanfleet.subnet.packing import gather, positions, scatter_
+from leanfleet.subnet.units import Ids
 
 Floats = npt.NDArray[np.float64]
 
@@ -39,6 +40,10 @@ class SubnetPlan:
         """The multiply-accumulates, a line per use of a layer."""
         self.groups: tuple[ChannelGroup, ...] = self._layouts.resolved.groups
         """The channel groups, in network order; one dropout rate each."""
+        self.normed: frozenset[str] = self._groups_of(traced.normed)
+        """Groups with channels that a norm reads: it takes out whatever they are scaled by."""
+        self.spanning: tuple[str, ...] = traced.spanning
+        """Norms whose statistics span channels that may be dropped: group and layer norms."""
         self._coefficients = np.array([t.coefficient for t in self.terms])
         self._in = self._count_matrix([t.inputs for t in self.terms])
         self._out = self._count_matrix([t.outputs for t in self.terms])
@@ -95,23 +100,21 @@ class SubnetPlan:
         pairs = zip(self.groups, counts, strict=True)
         return Kept({g.name: g.draw_set(n, generator) for g, n in pairs}, self._layouts)
 
-    def windows(self, counts: Sequence[int], start: int = 0, within: Kept | None = None) -> Kept:
+    def windows(self, counts: Sequence[int], start: int = 0) -> Kept:
         """Return neighbouring channels of every group, in every cell alike, from `start` on and wrapped around.
 
         Args:
             counts: [groups] how many channels.
             start: Of the first channel; 0 gives prefixes.
-            within: See `keep`.
         """
-        sets = {g.name: g.window(n, start) for g, n in zip(self.groups, counts, strict=True)}
-        return self.keep(sets, within)
+        return self.keep({g.name: g.window(n, start) for g, n in zip(self.groups, counts, strict=True)})
 
-    def keep(self, sets: Mapping[str, Tensor], within: Kept | None = None) -> Kept:
+    def keep(self, sets: Mapping[str, Tensor], within: Mapping[str, Tensor] | None = None) -> Kept:
         """Return the kept sets with these channels, checked.
 
         Args:
             sets: Ascending channels, by group.
-            within: The sub-network that stands for the whole in the scale C/n; None is the whole network.
+            within: The channels that stand for all, C, in the scale C/n; None is the whole network.
 
         Raises:
             ValueError: A group is missing or unknown, a set is empty, unsorted, out of range, or does not fill
@@ -222,6 +225,12 @@ class SubnetPlan:
         return round(term.coefficient * sizes[0] * sizes[1])
 
     # -- inside --------------------------------------------------------------------------------------------
+
+    def _groups_of(self, units: Ids) -> frozenset[str]:
+        resolved = self._layouts.resolved
+        slots = resolved.slots(units)
+        owners = np.searchsorted(resolved.offsets, slots[slots < resolved.total], side="right") - 1
+        return frozenset(self.groups[owner].name for owner in owners.tolist())
 
     def _moments(self, rates: Sequence[float], *, bernoulli: bool = False) -> Floats:
         """Return mean and variance of every group's kept count, [2, groups + 1]; last, of what is never dropped."""
