@@ -29,8 +29,8 @@ from leanfleet.workers import one_thread
 OPTIMISER: Final = Optimiser(0.1, weight_decay=1e-3)
 """Local training as experiment files have it by default."""
 
-_FRESH = 1_000_000
-_LINE = 9
+_FRESH = 10**9
+_LINE = 7
 _FEWEST_SEEDS, _FEWEST_ROWS = 3, 8
 # Nearer than this to an extreme, in the first objective, a vector is taken for it.
 _NEAR = 1e-3
@@ -97,6 +97,7 @@ def search(
         StorageError: The disk refuses.
     """
     begun = time.monotonic()
+    place = State.place(out, resume=resume)
     data = load(data) if isinstance(data, str) else data
     images = proxy(data, protocol.held_out, seed)
     task = Task(network, keep, images, optimiser, protocol.batch_size, protocol.steps, seed)
@@ -109,7 +110,7 @@ def search(
         "optimiser": json.loads(json.dumps(asdict(optimiser))),
         "seed": seed,
     }
-    state = State.open(out, json.loads(json.dumps(settings)), resume=resume)
+    state = State.open(place, json.loads(json.dumps(settings)), resume=resume)
     pool = Pool(task, workers)
     try:
         found = _Search(
@@ -200,7 +201,7 @@ class _Search:
         extremes = np.array([[0.0] * len(self.plan.groups), [0.5] * len(self.plan.groups)])
         while len(self.state.anchors) < self.protocol.anchors:
             done = len(self.state.anchors)
-            if done >= 2 and self.clock.left < 0.8 * (self.clock.budget or 0.0):
+            if done >= max(2, self.protocol.seeds) and self.clock.left < 0.8 * (self.clock.budget or 0.0):
                 break
             self.state.anchors.append(
                 self._gains(extremes, np.full(2, done), "anchors", done, self.protocol.anchors)
@@ -213,6 +214,11 @@ class _Search:
                 "there is nothing to search for: use more steps, or the uniform table"
             )
         cost = self.cost(extremes)
+        if not cost[0] > cost[1]:
+            raise LutError(
+                f"{self.task.network}: with half of all filters dropped a step takes no less time here; there is "
+                "nothing to search for: use --cost macs"
+            )
         return Scale((float(cost[0]), float(cost[1])), (float(gains[0]), float(gains[1])))
 
     def _questions(self, space: Space) -> Strategy:
@@ -243,25 +249,29 @@ class _Search:
         return strategy
 
     def _front(self, space: Space, strategy: Strategy) -> _Found:
+        if self.state.final_rates is None:
+            self.state.final_rates = self._candidates(space, strategy)
+        rates, gains = self.state.final_rates, self.state.final
+        while len(gains) < self.protocol.fresh:
+            if len(gains) > 1 and len(rates) * self._seconds_per_trial() > self.clock.left:
+                break
+            seeds = np.full(len(rates), _FRESH + len(gains))
+            gains.append(self._gains(rates, seeds, "front", len(gains), self.protocol.fresh))
+            self._save()
+        return self._written(space, rates, np.stack(gains, axis=1))
+
+    def _candidates(self, space: Space, strategy: Strategy) -> Values:
+        """Return what is measured anew: both extremes, one rate for all layers, then the strategy's front."""
         front = np.unique(strategy.front().astype(np.float32), axis=0).astype(np.float64)
         f1 = space.f1(front)
         front = front[(f1 > _NEAR) & (f1 < 1 - _NEAR)]
-        line = self._uniform_line(space)
         # Where time is short, fewer rows rather than rows that nobody can believe.
         affordable = self.clock.left / self._seconds_per_trial()
-        rows = int(min(self.protocol.population, affordable / _FEWEST_SEEDS - len(line)))
+        rows = int(min(self.protocol.population, affordable / _FEWEST_SEEDS - _LINE))
         inner = equidistant(space.f1(front), max(_FEWEST_ROWS, rows) - 2)
-        best = np.concatenate([space.extremes, front[inner]])
-        rates = np.concatenate([best, line])
-        gains: list[Values] = []
-        for seed in range(self.protocol.fresh):
-            if len(gains) > 1 and len(rates) * self._seconds_per_trial() > self.clock.left:
-                break
-            seeds = np.full(len(rates), _FRESH + seed)
-            gains.append(self._gains(rates, seeds, "front", seed, self.protocol.fresh))
-        return self._written(space, rates, len(best), np.stack(gains, axis=1))
+        return np.concatenate([space.extremes, self._uniform_line(space), front[inner]])
 
-    def _written(self, space: Space, rates: Values, count: int, gains: Values) -> _Found:
+    def _written(self, space: Space, rates: Values, gains: Values) -> _Found:
         """Return rows and provenance from the fresh gains [vectors, seeds, 2]; only they are believed."""
         gain = gains[:, :, self._measure]
         # The first two rows: no dropout, and half of everything dropped.
@@ -270,10 +280,10 @@ class _Search:
         f1, f2 = space.f1(rates), scale.f2(gain, gain[full])
         mean = f2.mean(axis=1)
         error = f2.std(axis=1, ddof=1) / np.sqrt(f2.shape[1]) if f2.shape[1] > 1 else np.zeros(len(rates))
-        mine = slice(0, count)
         # A row that is beaten by less than the noise is kept: a gap in the table costs more.
-        keep = nondominated(f1[mine], mean[mine], 2 * error[mine])
+        keep = nondominated(f1, mean, 2 * error)
         keep[[full, half]] = True
+        line = [half, *range(2, 2 + _LINE), full]
         chosen = np.flatnonzero(keep)
         seconds = self.cost(rates) if isinstance(self.cost, costs.StepTime) else None
         rows = [
@@ -287,16 +297,13 @@ class _Search:
             "measure": self.protocol.measure,
             "start_accuracy": self.state.start_accuracy,
             "hypervolume": hypervolume(f1[chosen], mean[chosen]),
-            "hypervolume_uniform": hypervolume(f1[count:], mean[count:]),
-            "uniform": [
-                [float(v) for v in point]
-                for point in zip(f1[count:], mean[count:], error[count:], strict=True)
-            ],
+            "hypervolume_uniform": hypervolume(f1[line], mean[line]),
+            "uniform": [[float(f1[i]), float(mean[i]), float(error[i])] for i in line],
             "front": [[float(f1[i]), float(mean[i]), float(error[i])] for i in chosen],
             "fresh_seeds": gains.shape[1],
             "training_samples": self.state.training_samples,
             "seconds": round(self.clock.spent, 1),
-            "seconds_training": round(self.pool.seconds_training, 1),
+            "seconds_training": round(self.state.seconds_training, 1),
         }
         return _Found(self.plan, rows, about)
 
@@ -317,23 +324,29 @@ class _Search:
             done += 1
             self._show(phase, step, steps, done / len(rates))
 
+        before = self.pool.seconds_training
         found = self.pool.gains(rates, seeds, self.macs(rates), tick)
+        self.state.seconds_training += self.pool.seconds_training - before
         self.state.training_samples += len(rates) * self.task.steps * self.task.batch_size
         self.seconds, self.trials = self.seconds + time.monotonic() - begun, self.trials + len(rates)
         return found
 
     def _seeds(self, vectors: int, seeds: int, asked: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """Return a seed for each short training: those of the anchors, or new ones."""
+        """Return a seed for each short training: those of the anchors in turn, or new ones."""
         if self.protocol.common:
-            return np.tile(np.arange(seeds, dtype=np.int64), vectors)
-        return np.arange(vectors * seeds, dtype=np.int64) + 1000 + 10_000 * asked
+            turns = np.arange(vectors * seeds, dtype=np.int64)
+            # Several of one vector: the same for all vectors. One of each: no single seed's luck for all.
+            return turns % (seeds if seeds > 1 else len(self.state.anchors))
+        return 1000 + sum(map(len, self.state.told[:asked])) + np.arange(vectors * seeds, dtype=np.int64)
 
     def _f2(self, scale: Scale, rates: Values, seeds: int, asked: int) -> Values:
         """Return the second objective [n] of a question, the mean over its seeds."""
-        gains = self.state.told[asked][:, self._measure].reshape(len(rates), seeds)
-        anchors = np.stack(self.state.anchors)[:, 0, self._measure]
-        reference = anchors[np.arange(seeds) % len(anchors)][None, :] if self.protocol.common else None
-        mean: Values = scale.f2(gains, reference).mean(axis=1)
+        gains = self.state.told[asked][:, self._measure]
+        reference = None
+        if self.protocol.common:
+            anchors = np.stack(self.state.anchors)[:, 0, self._measure]
+            reference = anchors[self._seeds(len(rates), seeds, asked)]
+        mean: Values = scale.f2(gains, reference).reshape(len(rates), seeds).mean(axis=1)
         return mean
 
     def _observed(self, space: Space, rates: Values, seeds: int, asked: int) -> float:
@@ -343,7 +356,7 @@ class _Search:
     def _uniform_line(self, space: Space) -> Values:
         """Return vectors of one rate for all layers, spread evenly in MACs."""
         low, high = (float(self.macs(vector[None])[0]) for vector in space.extremes[::-1])
-        rates = [self.plan.uniform_rate(float(m), 0.5) for m in np.linspace(low, high, _LINE)]
+        rates = [self.plan.uniform_rate(float(m), 0.5) for m in np.linspace(low, high, _LINE + 2)[1:-1]]
         return np.array([self.plan.uniform(rate) for rate in rates])
 
     # -- time ------------------------------------------------------------------------------------------------

@@ -28,11 +28,14 @@ class State:
         params: What short trainings start from; empty before pre-training is done.
         anchors: Gains [2, 2] of the constant vectors, a seed each: (vector, measure).
         told: Gains [n, 2] of every question's short trainings.
+        final_rates: The vectors [m, groups] whose gains are measured anew at the end.
+        final: Gains [m, 2] of those, a seed each.
         profile: Coefficients of the step time, where that is the cost.
         start_accuracy: Accuracy of `params`.
         trials: Short trainings that the budget allows, once known.
         training_samples: Samples that short trainings have seen, those of the final front included.
         seconds: Time spent.
+        seconds_training: Of that, the time in which workers trained and measured.
     """
 
     path: Path
@@ -40,15 +43,18 @@ class State:
     params: dict[str, Tensor] = field(default_factory=dict)
     anchors: list[Values] = field(default_factory=list)
     told: list[Values] = field(default_factory=list)
+    final_rates: Values | None = None
+    final: list[Values] = field(default_factory=list)
     profile: Values | None = None
     start_accuracy: float = 0.0
     trials: int | None = None
     training_samples: int = 0
     seconds: float = 0.0
+    seconds_training: float = 0.0
 
-    @classmethod
-    def open(cls, out: Path, settings: dict[str, Any], *, resume: bool) -> Self:
-        """Return what there is, or nothing done yet.
+    @staticmethod
+    def place(out: Path, *, resume: bool) -> Path:
+        """Return the file for a table.
 
         Raises:
             LutError: There is something to go on with and nobody asked to, or the other way round.
@@ -56,13 +62,20 @@ class State:
         path = out.with_name(out.name + ".partial")
         if not out.parent.is_dir():
             raise LutError(f"{out}: there is no folder {out.parent}")
-        if not resume:
-            if path.exists():
-                raise LutError(f"{path}: a search was interrupted; go on with --resume, or remove the file")
-            return cls(path, settings)
-        if not path.exists():
+        if path.exists() and not resume:
+            raise LutError(f"{path}: a search was interrupted; go on with --resume, or remove the file")
+        if resume and not path.exists():
             raise LutError(f"{path}: there is nothing to resume")
-        return cls._load(path, settings)
+        return path
+
+    @classmethod
+    def open(cls, path: Path, settings: dict[str, Any], *, resume: bool) -> Self:
+        """Return what there is, or nothing done yet.
+
+        Raises:
+            LutError: The file is damaged, or of a search with other settings.
+        """
+        return cls._load(path, settings) if resume else cls(path, settings)
 
     @classmethod
     def _load(cls, path: Path, settings: dict[str, Any]) -> Self:
@@ -75,6 +88,8 @@ class State:
                 {n.removeprefix("params/"): t for n, t in tensors.items() if n.startswith("params/")},
                 [tensors[f"anchors/{i}"].numpy() for i in range(about["anchors"])],
                 [tensors[f"told/{i}"].numpy() for i in range(about["told"])],
+                tensors["final_rates"].numpy() if "final_rates" in tensors else None,
+                [tensors[f"final/{i}"].numpy() for i in range(about["final"])],
                 tensors["profile"].numpy() if "profile" in tensors else None,
                 **about["numbers"],
             )
@@ -97,22 +112,25 @@ class State:
             StorageError: The disk refuses.
         """
         tensors = {f"params/{name}": p for name, p in self.params.items()}
-        for name, values in (("anchors", self.anchors), ("told", self.told)):
+        for name, values in (("anchors", self.anchors), ("told", self.told), ("final", self.final)):
             tensors |= {
                 f"{name}/{i}": torch.from_numpy(np.ascontiguousarray(v)) for i, v in enumerate(values)
             }
-        if self.profile is not None:
-            tensors["profile"] = torch.from_numpy(self.profile)
+        for name, array in (("profile", self.profile), ("final_rates", self.final_rates)):
+            if array is not None:
+                tensors[name] = torch.from_numpy(array)
         about = {
             "format": _FORMAT,
             "settings": self.settings,
             "anchors": len(self.anchors),
             "told": len(self.told),
+            "final": len(self.final),
             "numbers": {
                 "start_accuracy": self.start_accuracy,
                 "trials": self.trials,
                 "training_samples": self.training_samples,
                 "seconds": self.seconds,
+                "seconds_training": self.seconds_training,
             },
         }
         save_tensors(self.path, tensors, {"search": json.dumps(about)})

@@ -1,0 +1,51 @@
+"""The protocols that the study compares: those of the package, chance, and each cheaper way on its own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from leanfleet.search import PAPER, PROTOCOLS, Protocol
+
+UNIFORM: Final = "uniform"
+"""One rate for all layers: no search, and so no protocol."""
+
+VARIANTS: Final[dict[str, Protocol]] = {
+    **PROTOCOLS,
+    "random": replace(PAPER, strategy="chance"),
+    # One change to the paper's protocol each (our decisions).
+    "loss": replace(PAPER, measure="loss"),
+    "common": replace(PAPER, common=True),
+    "surrogate": replace(PAPER, strategy="model", design=224, refits=(40, 40)),
+    "held-out-1000": replace(PAPER, held_out=1000),
+    "quarter-steps": replace(PAPER, steps=16),
+    "one-seed": replace(PAPER, seeds=1),
+}
+
+_FEWEST = {"population": 8, "generations": 1, "steps": 4, "batch_size": 8, "held_out": 50, "design": 12}
+_FEWEST_REFIT = 4
+
+
+def scaled(protocol: Protocol, scale: float) -> Protocol:
+    """Return a protocol whose population, generations, steps, mini-batches and images held out are all so much smaller.
+
+    The population stays a multiple of 4. What a model is fitted to shrinks with the square of `scale`, as the number
+    of vectors does that an evolution trains: the ratio of both stays.
+
+    Args:
+        protocol: Of full size.
+        scale: In (0, 1].
+    """
+    if scale == 1.0:
+        return protocol
+    population = 4 * round(protocol.population * scale / 4)
+    sizes = {
+        "population": population,
+        **{name: round(getattr(protocol, name) * scale) for name in ("generations", "steps", "batch_size", "held_out")},
+        **({"design": round(protocol.design * scale**2)} if protocol.design else {}),
+    }  # fmt: skip
+    return replace(
+        protocol,
+        **{name: max(_FEWEST[name], value) for name, value in sizes.items()},
+        refits=tuple(max(_FEWEST_REFIT, round(n * scale**2)) for n in protocol.refits),
+    )
