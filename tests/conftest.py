@@ -1,3 +1,6 @@
+import signal
+
+import pytest
 import torch
 from hypothesis import settings
 
