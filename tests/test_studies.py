@@ -18,7 +18,8 @@ from leanfleet.report import read
 from leanfleet.runs import Run
 
 FOLDER = Path(__file__).parent.parent / "benchmarks" / "distreal"
-sys.path.append(str(FOLDER))
+# In front: other benchmarks have a study.py too.
+sys.path.insert(0, str(FOLDER))
 
 import recipe  # noqa: E402
 import study  # noqa: E402

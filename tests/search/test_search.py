@@ -102,7 +102,12 @@ def test_a_budget_is_kept_and_still_gives_a_front(tmp_path):
     assert time.monotonic() - begun < 60
 
 
-def test_seconds_can_be_the_cost(tmp_path):
+def test_seconds_can_be_the_cost(tmp_path, monkeypatch):
+    # A clock of its own: so small a network's steps last as long as the machine likes.
+    monkeypatch.setattr(
+        "leanfleet.search.cost._time",
+        lambda plan, params, task, rates: 1e-3 + 1e-9 * plan.macs(rates.tolist()),
+    )
     found = search(NET, "digits", tmp_path / "net.lut", protocol=TINY, cost="seconds")
     assert all(row.seconds is not None and row.seconds > 0 for row in found.rows)
     assert found.rows[0].seconds <= found.rows[-1].seconds
@@ -120,3 +125,9 @@ def test_step_times_rise_with_what_is_kept():
     seconds = fitted(np.linspace(0.5, 0, 6)[:, None].repeat(3, 1))
     assert (np.diff(seconds) >= 0).all()
     assert seconds[0] > 0
+
+
+def test_a_step_that_dropout_does_not_shorten_is_no_cost(tmp_path, monkeypatch):
+    monkeypatch.setattr("leanfleet.search.cost._time", lambda *given: 1e-3)
+    with pytest.raises(LutError, match="--cost macs"):
+        search(NET, "digits", tmp_path / "net.lut", protocol=TINY, cost="seconds")
