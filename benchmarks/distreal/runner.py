@@ -7,14 +7,12 @@ what is done: a study goes on wherever it was left.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
-import threading
 import tomllib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from multiprocessing import connection, get_context, parent_process, resource_tracker
+from multiprocessing import connection, get_context
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from types import FrameType
@@ -29,6 +27,7 @@ from leanfleet.engines.local import resume, run
 from leanfleet.errors import ExperimentError, LeanfleetError, RecordError
 from leanfleet.experiment import Experiment, dumps, loads
 from leanfleet.subnet.lut import Lut
+from leanfleet.workers import die_with_parent, interrupts_held_back
 
 _SECONDS_BETWEEN_LOOKS = 2.0
 _SECONDS_TO_LEAVE = 5.0
@@ -162,14 +161,9 @@ def _start(device: str) -> tuple[connection.Connection, SpawnProcess]:
     context = get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, device), daemon=True)
-    # Ctrl-C reaches the whole process group; this process alone decides what happens then. The tracker would
-    # otherwise start together with the first process, and clear the mask that it inherits.
-    resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
+    # Ctrl-C reaches the whole process group; this process alone decides what happens then.
+    with interrupts_held_back():
         process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     theirs.close()
     return ours, process
 
@@ -181,7 +175,7 @@ def _ready(hands: Sequence[Hand]) -> list[Hand]:
 
 
 def _serve(pipe: connection.Connection, device: str) -> None:
-    _end_with_parent()
+    die_with_parent()
     signal.signal(signal.SIGTERM, _leave)
     torch.set_num_threads(1)
     with Staff(device) as staff:
@@ -221,17 +215,6 @@ def _clear(folder: Path) -> None:
         for path in folder.glob(".experiment.toml.*.tmp"):
             path.unlink()
         folder.rmdir()
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _keys(experiment: Experiment) -> dict[str, Any]:

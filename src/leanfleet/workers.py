@@ -63,7 +63,7 @@ class Workers:
         for _ in range(count):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs, start, tuple(args)), daemon=True)
-            with _interrupts_held_back():
+            with interrupts_held_back():
                 process.start()
             theirs.close()
             self._processes.append(process)
@@ -156,8 +156,8 @@ def one_thread() -> Iterator[None]:
 def keep_memory() -> None:
     """Let glibc keep the memory of large tensors for the next step; elsewhere, do nothing.
 
-    It would give them back to the kernel as soon as they are freed, and ask for zeroed pages in the next step: on
-    the FEMNIST network two thirds of all time. Kept, a process takes some 8 % more memory.
+    It would give them back to the kernel as soon as they are freed, and ask for zeroed pages in the next step: 7.7 s
+    of system time in six rounds of the FEMNIST network, against 2.0 s. Kept, a process takes some 8 % more memory.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
@@ -166,7 +166,7 @@ def keep_memory() -> None:
 
 
 @contextmanager
-def _interrupts_held_back() -> Iterator[None]:
+def interrupts_held_back() -> Iterator[None]:
     """Start a process that Ctrl-C does not reach: not even while it imports, long before any code of ours runs."""
     # Otherwise started together with the first process, whose mask it then clears.
     resource_tracker.ensure_running()
@@ -180,7 +180,7 @@ def _interrupts_held_back() -> Iterator[None]:
 def _serve(pipe: connection.Connection, start: Callable[..., Handler], args: tuple[Any, ...]) -> None:
     # Ctrl-C reaches the whole process group; the parent alone decides what happens then.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _die_with_parent()
+    die_with_parent()
     keep_memory()
     torch.set_num_threads(1)
     try:
@@ -197,7 +197,8 @@ def _serve(pipe: connection.Connection, start: Callable[..., Handler], args: tup
             pipe.send_bytes(_FAILURE + json.dumps(told).encode())
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """End this spawned process as soon as its parent ends, however that happens."""
     parent = parent_process()
     assert parent is not None
 
