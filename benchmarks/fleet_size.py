@@ -29,8 +29,8 @@ from rich.console import Console
 from rich.progress import track
 
 from leanfleet.engines.describe import machine
-from leanfleet.engines.devices import Staff
 from leanfleet.engines.local import Progress, run
+from leanfleet.engines.staff import Staff
 from leanfleet.errors import LeanfleetError, UserError
 from leanfleet.experiment import Experiment, override
 from leanfleet.nets import NETWORKS

@@ -56,6 +56,7 @@ SURFACE = {
         "--seed", "--workers", "-o",
     ],
     "lut": ["FILE", "--json"],
+    "graph": ["SPEC", "--json", "--nodes", "--output", "--seed", "--window", "-o"],
 }  # fmt: skip
 
 

@@ -22,8 +22,8 @@ import torch
 from progress import Display
 from recipe import Study, Task
 
-from leanfleet.engines.devices import Staff
 from leanfleet.engines.local import resume, run
+from leanfleet.engines.staff import Staff
 from leanfleet.errors import ExperimentError, LeanfleetError, RecordError
 from leanfleet.experiment import Experiment, dumps, loads
 from leanfleet.subnet.lut import Lut

@@ -23,7 +23,8 @@ def a_split(count: int = 20, channels: int = 3, classes: int = 4, writers: int |
 
 def child(data: DataSet, answers: Any) -> None:
     data.train.images[0, 0, 0, 0] = 77
-    answers.put(data.train.images.is_shared())
+    assert data.validation is not None
+    answers.put([data.train.images.is_shared(), data.validation.images.is_shared()])
 
 
 @given(st.integers(1, 40), st.sampled_from([1, 3]), st.booleans())
@@ -104,14 +105,43 @@ def test_a_set_whose_halves_do_not_fit_is_refused() -> None:
         DataSet.of("x", a_split(), a_split(0), tuple("abcd"))
 
 
+def test_a_validation_split_is_checked_like_the_others() -> None:
+    with pytest.raises(DataError, match="validation labels run from 0 to 3, outside the range 0 to 1"):
+        DataSet.of("x", a_split(classes=2), a_split(classes=2), ("a", "b"), validation=a_split())
+    with pytest.raises(DataError, match="3x6x5 but 1x6x5 in the validation split"):
+        DataSet.of("x", a_split(), a_split(), tuple("abcd"), validation=a_split(channels=1))
+    with pytest.raises(DataError, match="the validation split is empty"):
+        DataSet.of("x", a_split(), a_split(), tuple("abcd"), validation=a_split(0))
+
+
+def test_a_writer_is_normalised_by_its_own_statistics_where_there_are_such() -> None:
+    own = (((0.1,) * 3, (0.2,) * 3), ((0.3,) * 3, (0.4,) * 3))
+    plain = DataSet.of("x", a_split(writers=2), a_split(), tuple("abcd"))
+    data = DataSet.of("x", a_split(writers=2), a_split(5, writers=2), tuple("abcd"), writer_stats=own)
+    assert plain.stats() == plain.stats(1) == data.stats() == channel_stats(data.train.images)
+    assert [data.stats(0), data.stats(1)] == list(own)
+    for writer in (-1, 2):
+        with pytest.raises(DataError, match=f"x: no statistics of writer {writer}; its writers are 0 to 1"):
+            data.stats(writer)
+
+
+def test_statistics_must_cover_every_writer() -> None:
+    own = (((0.1,) * 3, (0.2,) * 3),)
+    for other in (a_split(writers=2), a_split()):
+        with pytest.raises(DataError, match="x: the test split has writers without statistics"):
+            DataSet.of("x", a_split(writers=1), other, tuple("abcd"), writer_stats=own)
+
+
 def test_a_spawned_process_sees_the_same_memory() -> None:
-    data = DataSet.of("x", a_split(writers=2), a_split(), tuple("abcd")).share_memory_()
+    data = DataSet.of(
+        "x", a_split(writers=2), a_split(), tuple("abcd"), validation=a_split(5)
+    ).share_memory_()
     spawn = torch_processes.get_context("spawn")
     answers = spawn.SimpleQueue()
     worker = spawn.Process(target=child, args=(data, answers))
     worker.start()
     worker.join(60)
     assert worker.exitcode == 0
-    assert answers.get() is True
+    assert answers.get() == [True, True]
     assert int(data.train.images[0, 0, 0, 0]) == 77
     assert not multiprocessing.active_children()

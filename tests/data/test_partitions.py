@@ -5,10 +5,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leanfleet.data import Split, class_counts, parse_partition, partition
+from leanfleet.data import Split, parse_partition, partition
 from leanfleet.errors import DataError
 
-EVERY = ["iid", "dirichlet(5)", "writer", "shards", "shards(3)", "skew(0)", "skew(0.37)", "skew(1)"]
+EVERY = [
+    "iid",
+    "dirichlet(5)",
+    "writer",
+    "shards",
+    "shards(3)",
+    "classes(2)",
+    "skew(0)",
+    "skew(0.37)",
+    "skew(1)",
+]
 
 
 def a_split(count: int, classes: int = 4, writers: int = 12) -> Split:
@@ -17,6 +27,10 @@ def a_split(count: int, classes: int = 4, writers: int = 12) -> Split:
     # every writer at least once
     who = torch.cat([torch.arange(writers), torch.randint(0, writers, (count,), generator=stream)])[:count]
     return Split(torch.zeros(count, 1, 1, 1, dtype=torch.uint8), labels, who)
+
+
+def class_counts(split: Split, parts: list[torch.Tensor], classes: int) -> torch.Tensor:
+    return torch.stack([torch.bincount(split.labels[rows], minlength=classes) for rows in parts])
 
 
 @pytest.mark.parametrize("spec", EVERY)
@@ -133,6 +147,45 @@ def test_shards_hold_few_classes_and_equal_shares() -> None:
     assert ((counts > 0).sum(1) <= 2).all()
 
 
+@given(each=st.integers(1, 7), devices=st.integers(1, 20), seed=st.integers(0, 2**40))
+@settings(deadline=None, max_examples=60)
+def test_classes_deals_whole_groups_and_equal_shares_of_those_that_several_hold(
+    each: int, devices: int, seed: int
+) -> None:
+    split = a_split(400, classes=7)
+    counts = class_counts(split, partition(f"classes({each})", split, devices, seed), 7)
+    groups = -(-7 // each)
+    held = counts > 0
+    for device in range(devices):
+        ours = device % groups
+        last = ours == groups - 1
+        assert held[device].sum() == (7 - each * (groups - 1) if last else each)
+        assert torch.equal(held[device], held[ours])
+        assert not (held[device] & held[:ours].any(0)).any()
+        sharers = counts[ours::groups]
+        assert sharers.sum(1).max() - sharers.sum(1).min() <= 1
+        assert (sharers.max(0).values - sharers.min(0).values).max() <= 1
+    dealt = held.any(0)
+    assert torch.equal(counts.sum(0)[dealt], torch.bincount(split.labels)[dealt])
+    assert bool(dealt.all()) == (devices >= groups)
+
+
+def test_classes_that_no_sample_has_are_dealt_to_nobody() -> None:
+    labels = torch.tensor([2, 9]).repeat(10)
+    split = Split(torch.zeros(20, 1, 1, 1, dtype=torch.uint8), labels)
+    parts = partition("classes(1)", split, 2, 0)
+    assert sorted(split.labels[rows].unique().tolist() for rows in parts) == [[2], [9]]
+
+
+def test_classes_groups_differ_between_seeds() -> None:
+    split = a_split(400, classes=10)
+    groups = [
+        {tuple(split.labels[rows].unique().tolist()) for rows in partition("classes(2)", split, 5, seed)}
+        for seed in range(4)
+    ]
+    assert all(one != other for number, one in enumerate(groups) for other in groups[:number])
+
+
 @given(devices=st.none() | st.integers(1, 12), seed=st.integers(0, 99))
 @settings(deadline=None, max_examples=30)
 def test_writer_gives_a_device_all_of_one_writer(devices: int | None, seed: int) -> None:
@@ -188,6 +241,10 @@ def test_specifications_are_read(spec: str, parsed: tuple[str, float | None]) ->
         ("shards(0)", "shards per device from 1"),
         ("shards(1.5)", "shards per device from 1"),
         ("shards(inf)", "shards per device from 1"),
+        ("classes", r"write for example classes\(2\), classes per device from 1"),
+        ("classes(0)", "classes per device from 1"),
+        ("classes(1.5)", "classes per device from 1"),
+        ("classes(inf)", "classes per device from 1"),
         ("skew(1.1)", "a share from 0"),
         ("skew(-.1)", "a share from 0"),
         ("", "is unknown"),
@@ -208,6 +265,13 @@ def test_a_malformed_specification_gets_a_hint(spec: str, message: str) -> None:
         ("iid(5)", None, "needs the number of devices"),
         ("iid(5)", 0, "at least 1, not 0"),
         ("shards(7)", 10, "2 of 10 devices without their 7 shards"),
+        (
+            "classes(5)",
+            3,
+            r"'classes\(5\)' cannot be dealt: there are only 4 classes; take classes\(4\) at most",
+        ),
+        ("classes(1)", 60, r"'classes\(1\)' would leave \d+ of 60 devices empty: .*; take fewer devices"),
+        ("classes(1)", None, "needs the number of devices"),
         ("dirichlet(0.001)", 50, r"leaves devices empty in every draw \(\d+ of 50"),
         ("writer", 13, "1 to 12 devices, one a writer, not 13: 1 would be left empty"),
         ("writer", 0, "1 to 12 devices"),

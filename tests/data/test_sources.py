@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import io
-import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from leanfleet.data import KNOWN, find, load
+from leanfleet.data import KNOWN, DataSet, find, load
 from leanfleet.data.sources import _load
 from leanfleet.errors import DataError
 
@@ -28,21 +28,6 @@ def nothing_around(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LEANFLEET_DATA", raising=False)
     monkeypatch.setattr(datasets, "load_dataset", no_network)
     _load.cache_clear()
-
-
-@pytest.fixture(scope="session")
-def real() -> Path:
-    """Where the real sets lie."""
-    beside = Path(__file__).parents[3] / "shared" / "data"
-    folder = Path(FROM_OUTSIDE) if FROM_OUTSIDE else beside
-    if not folder.is_dir():
-        pytest.skip(
-            "no real data: set LEANFLEET_DATA to the folder that holds cifar10/train.parquet and others"
-        )
-    return folder
-
-
-FROM_OUTSIDE = os.environ.get("LEANFLEET_DATA")
 
 
 def write(path: Path, count: int = 10, **columns: Any) -> Path:
@@ -289,9 +274,9 @@ def test_real_sets_have_the_published_channel_means(
     column_means: tuple[float, ...],
     sizes: tuple[int, int],
     shape: tuple[int, int, int],
-    real: Path,
+    real_set: Callable[[str], DataSet],
 ) -> None:
-    data = load(name, folder=real)
+    data = real_set(name)
     assert (len(data.train), len(data.test)) == sizes
     assert (data.shape, len(data.classes)) == (shape, 10)
     assert data.mean == pytest.approx(column_means, abs=6e-6)
@@ -300,8 +285,8 @@ def test_real_sets_have_the_published_channel_means(
         assert len(data.train.writers.unique()) == 539
 
 
-def test_the_first_ten_classes_of_cifar100(real: Path) -> None:
-    data = load("cifar100_first10", folder=real)
+def test_the_first_ten_classes_of_cifar100(real_set: Callable[[str], DataSet]) -> None:
+    data = real_set("cifar100_first10")
     assert len(data.classes) == 10
     assert data.classes[::9] == ("apple", "bottle")
     assert torch.bincount(data.test.labels).tolist() == [100] * 10

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from leanfleet.errors import ExperimentError
-from leanfleet.experiment import DataSection, Experiment, FleetSection, TrainingSection
+from leanfleet.experiment import DataSection, Experiment, FederatedFleet, FederatedTraining
 
 
 def test_the_defaults_are_the_specification_s() -> None:
@@ -32,7 +32,7 @@ def test_the_defaults_are_the_specification_s() -> None:
 
 def test_sections_are_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        TrainingSection().lr = 1.0  # type: ignore[misc]
+        FederatedTraining().lr = 1.0  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("source", ["digits", "cifar10", "hf:owner/name"])
@@ -47,6 +47,6 @@ def test_a_path_is_known_as_one(source: str) -> None:
 
 def test_one_device_a_writer_needs_writers() -> None:
     with pytest.raises(ExperimentError, match="writer"):
-        Experiment(fleet=FleetSection(devices=None))
-    x = Experiment(data=DataSection(partition="writer"), fleet=FleetSection(devices=None))
+        Experiment(fleet=FederatedFleet(devices=None))
+    x = Experiment(data=DataSection(partition="writer"), fleet=FederatedFleet(devices=None))
     assert x.fleet.devices is None

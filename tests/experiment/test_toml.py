@@ -10,19 +10,21 @@ from hypothesis import strategies as st
 
 from leanfleet.errors import ExperimentError
 from leanfleet.experiment import (
+    METHODS,
     DataSection,
     Experiment,
-    FleetSection,
+    FederatedFleet,
+    FederatedTraining,
     GeneralSection,
     MethodSection,
     NetworkSection,
-    TrainingSection,
+    SplitFleet,
+    SplitTraining,
     dumps,
     load,
     loads,
     override,
 )
-from leanfleet.federated import METHODS
 from leanfleet.ledger import Budget
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -40,10 +42,10 @@ def optional(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 
 @st.composite
-def fleets(draw: st.DrawFn, writers: bool) -> FleetSection:
+def fleets(draw: st.DrawFn, writers: bool) -> FederatedFleet:
     devices = draw(counts)
     kind = draw(st.sampled_from(["exponential", "constant", "uniform", "trace"]))
-    return FleetSection(
+    return FederatedFleet(
         devices=None if writers else devices,
         per_round=draw(st.integers(1, devices)),
         availability=kind,
@@ -78,7 +80,7 @@ def experiments(draw: st.DrawFn) -> Experiment:
         ),
         NetworkSection(name=draw(text), keep=draw(optional(st.lists(text, max_size=3).map(tuple)))),
         draw(fleets(writers=partition == "writer" and draw(st.booleans()))),
-        TrainingSection(
+        FederatedTraining(
             lr=draw(positive),
             momentum=draw(unit),
             weight_decay=draw(st.floats(0, allow_infinity=False)),
@@ -88,12 +90,34 @@ def experiments(draw: st.DrawFn) -> Experiment:
             gamma=draw(shares),
             clip_norm=draw(optional(positive)),
         ),
-        draw(st.sampled_from(sorted(METHODS)).map(lambda name: MethodSection(name, METHODS[name].Options()))),
+        draw(methods("federated")),
         Budget(draw(optional(positive)), draw(optional(positive)), draw(optional(positive))),
     )
 
 
-@given(experiments())
+@st.composite
+def split_experiments(draw: st.DrawFn) -> Experiment:
+    training = SplitTraining(
+        lr=draw(positive),
+        weight_decay=draw(st.floats(0, allow_infinity=False)),
+        batch_size=draw(counts),
+        iterations=draw(optional(counts)),
+    )
+    fleet = SplitFleet(
+        devices=draw(counts),
+        uplink_bytes_per_s=draw(positive),
+        server_speed=draw(positive),
+        iteration_seconds=draw(optional(positive)),
+    )
+    return Experiment(fleet=fleet, training=training, method=draw(methods("split")))
+
+
+def methods(family: str) -> st.SearchStrategy[MethodSection]:
+    names = sorted(name for name, method in METHODS.items() if method.family == family)
+    return st.sampled_from(names).map(lambda name: MethodSection(name, METHODS[name].Options()))
+
+
+@given(experiments() | split_experiments())
 def test_what_is_written_reads_the_same(experiment: Experiment) -> None:
     written = dumps(experiment)
     assert loads(written) == experiment
@@ -101,7 +125,7 @@ def test_what_is_written_reads_the_same(experiment: Experiment) -> None:
     assert override(experiment, []) == experiment
 
 
-@given(experiments())
+@given(experiments() | split_experiments())
 def test_what_is_written_is_complete(experiment: Experiment) -> None:
     tables = tomllib.loads(dumps(experiment))
     assert list(tables) == ["experiment", "data", "network", "fleet", "training", "method", "budget"]

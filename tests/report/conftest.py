@@ -18,7 +18,7 @@ def experiment(method: str, seed: int, name: str, extra: str = "") -> str:
 def events(rounds: int, top: float, eval_every: int = 1, round_seconds: float = 1.0) -> list[dict[str, Any]]:
     def event(n: int) -> dict[str, Any]:
         accuracy = {"accuracy": top * (1 - math.exp(-n / 8))} if n % eval_every == 0 else {}
-        totals = {"macs_total": 1e9 * n, "bytes_up": 3000 * n, "bytes_down": 5000 * n, "stragglers": n}
+        totals = {"macs_total": 1e9 * n, "bytes_up": 3000 * n, "bytes_down": 5000 * n, "stragglers": n, "late_share": 0.25}
         return {"round": n, **accuracy, **totals, "seconds_virtual": round_seconds * n}
 
     return [event(n) for n in range(1, rounds + 1)]

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from leanfleet.errors import StorageError
-from leanfleet.federated import METHODS
+from leanfleet.experiment import METHODS
 from leanfleet.report import draw, group, read
 from leanfleet.report.plots import band, colours
 

@@ -23,7 +23,6 @@ def test_an_unfinished_record_stands_at_its_last_round(make: Make) -> None:
     (record,) = read([make(rounds=5, finished=False)])
     assert not record.finished
     assert record.totals["round"] == 5
-    # 5 stragglers of 5 rounds with 4 devices each.
     assert record.late_share == pytest.approx(0.25)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -233,3 +234,15 @@ def test_what_is_not_cut_counts_in_full() -> None:
     other = [plan.term_macs(term) for term in plan.terms if term.kind == "other"]
     # Five tokens of width 8: four projections, the scores and the weighted sum.
     assert other == [4 * 5 * 8 * 8 + 2 * 5 * 5 * 8]
+
+
+@given(st.data())
+@settings(max_examples=25, deadline=None)
+@pytest.mark.parametrize("name", ["femnist-cnn", "densenet-bc-19", "resnet-20"])
+def test_many_vectors_at_once_cost_what_each_costs(name: str, data: st.DataObject) -> None:
+    plan = plan_of(name)
+    # Rates on and off the grid, and such as miss it by an ulp.
+    rate = st.one_of(st.floats(0, 0.99), st.sampled_from([0.0, 0.25, 0.5, 1 / 3, 0.1 + 0.2]))
+    vectors = data.draw(st.lists(st.tuples(*[rate] * len(plan.groups)), min_size=1, max_size=3))
+    found = plan.macs_of_vectors(np.array(vectors))
+    assert found == pytest.approx([plan.macs(vector) for vector in vectors], rel=1e-12)

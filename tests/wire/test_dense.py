@@ -165,6 +165,15 @@ def test_what_is_not_expected_is_named(change: dict[str, Any], text: str) -> Non
         decode(encode(SAMPLE), **change)
 
 
+def test_a_dimension_of_minus_one_may_have_any_size() -> None:
+    free = EXPECT | {"w": (torch.float32, (-1, 3)), "k": (torch.int64, (-1,))}
+    assert decode(encode(SAMPLE), expect=free) == SAMPLE
+    with pytest.raises(WireError, match=r"tensor 'w': .* \(2, 3\) instead of .* \(-1, 2\)"):
+        decode(encode(SAMPLE), expect=free | {"w": (torch.float32, (-1, 2))})
+    with pytest.raises(WireError, match=r"tensor 'w': .* \(2, 3\) instead of .* \(-1,\)"):
+        decode(encode(SAMPLE), expect=free | {"w": (torch.float32, (-1,))})
+
+
 @pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES if dtype.is_floating_point])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_tensors_that_are_not_finite_are_named(dtype: torch.dtype, value: float) -> None:

@@ -17,6 +17,7 @@ import click
 import typer
 from typer.core import TyperGroup
 
+from leanfleet.cli.graph import graph
 from leanfleet.cli.options import Device, File, Files, Json, RunFolder, RunFolders, Set, Workers
 from leanfleet.cli.search import lut, search
 from leanfleet.console import Display, busy, print_json, print_tables, simple_table, width
@@ -52,6 +53,7 @@ app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pre
 
 app.command()(search)
 app.command()(lut)
+app.command()(graph)
 
 
 def main() -> None:

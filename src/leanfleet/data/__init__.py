@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from leanfleet.data.batches import AUGMENTS, Batch, Batches, EvalBatches, eval_batches
 from leanfleet.data.dataset import DataSet, Split
-from leanfleet.data.partitions import class_counts, parse_partition, partition
+from leanfleet.data.partitions import parse_partition, partition
 from leanfleet.data.sources import KNOWN, find, load
+from leanfleet.data.stream import Stream
 
 __all__ = [
     "AUGMENTS",
@@ -15,7 +16,7 @@ __all__ = [
     "DataSet",
     "EvalBatches",
     "Split",
-    "class_counts",
+    "Stream",
     "eval_batches",
     "find",
     "load",

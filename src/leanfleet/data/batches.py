@@ -27,7 +27,7 @@ _MARGIN = 4  # pixels of the pad-and-crop augmentation, as in the later code of 
 
 
 @dataclass(frozen=True, eq=False)
-class _Normalise:
+class Normalise:
     """The affine map `scale * grey + shift`; both are float32 `[H, W, C]`."""
 
     scale: Tensor
@@ -36,7 +36,7 @@ class _Normalise:
     @classmethod
     def of(
         cls, split: Split, mean: Sequence[float], std: Sequence[float], device: torch.device | str
-    ) -> _Normalise:
+    ) -> Normalise:
         """Take mean and deviation of each channel on the [0, 1] scale."""
         mean_C, std_C = (torch.tensor(value, dtype=torch.float64) for value in (mean, std))  # noqa: N806
         # Spread over the pixels: adding [H, W, C] runs along whole images, which is nine times faster (18 against
@@ -49,6 +49,7 @@ class _Normalise:
         return cls(*maps)
 
     def __call__(self, pixels_BHWC: Tensor) -> Tensor:  # noqa: N803
+        """Return float32 `[B, C, H, W]` of uint8 `[B, H, W, C]`."""
         # Bytes travel to the device, not floats; the permuted view makes the result channels_last for nothing.
         pixels = pixels_BHWC.to(self.scale.device).to(torch.float32)
         return pixels.mul_(self.scale).add_(self.shift).permute(0, 3, 1, 2)
@@ -109,14 +110,14 @@ class Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the mini-batches of all epochs."""
-        normalise = _Normalise.of(self.split, self.mean, self.std, self.device)
+        normalise = Normalise.of(self.split, self.mean, self.std, self.device)
         sizes = _sizes(len(self.indices), self.batch_size)
         for _ in range(self.epochs):
             order = self.indices[torch.randperm(len(self.indices), generator=self.generator)]
             for rows in torch.split(order, sizes):
-                pixels, labels = _take(self.split, rows)
+                pixels, labels = take(self.split, rows)
                 if self.augment == "crop-flip":
-                    pixels = _crop_flip(pixels, self.generator)
+                    pixels = crop_flip(pixels, self.generator)
                 yield normalise(pixels), labels.to(self.device)
 
 
@@ -130,7 +131,7 @@ class EvalBatches(Sequence[Batch]):
 
     split: Split
     rows: tuple[Tensor, ...]
-    normalise: _Normalise
+    normalise: Normalise
 
     def __len__(self) -> int:
         """Return the number of batches."""
@@ -149,7 +150,7 @@ class EvalBatches(Sequence[Batch]):
         """Return one batch `(x, y)` as in `Batches`, or the batches of a slice."""
         if isinstance(index, slice):
             return EvalBatches(self.split, self.rows[index], self.normalise)
-        pixels, labels = _take(self.split, self.rows[index])
+        pixels, labels = take(self.split, self.rows[index])
         return self.normalise(pixels), labels.to(self.normalise.scale.device)
 
 
@@ -177,7 +178,7 @@ def eval_batches(
     rows = torch.arange(len(split)) if indices is None else indices
     rows = rows[torch.randperm(len(rows), generator=torch_generator(seed, "evaluation order"))]
     parts = torch.split(rows, _sizes(len(rows), batch_size))
-    return EvalBatches(split, parts, _Normalise.of(split, mean, std, device))
+    return EvalBatches(split, parts, Normalise.of(split, mean, std, device))
 
 
 def _sizes(samples: int, batch_size: int) -> list[int]:
@@ -188,12 +189,12 @@ def _sizes(samples: int, batch_size: int) -> list[int]:
     return [batch_size] * full + [rest] * bool(rest)
 
 
-def _take(split: Split, rows: Tensor) -> Batch:
+def take(split: Split, rows: Tensor) -> Batch:
     """Return uint8 pixels `[B, H, W, C]` and labels `[B]` of some rows."""
     return split.images.permute(0, 2, 3, 1).index_select(0, rows), split.labels.index_select(0, rows)
 
 
-def _crop_flip(pixels: Tensor, generator: torch.Generator) -> Tensor:
+def crop_flip(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Shift each of uint8 `[B, H, W, C]` by up to 4 pixels each way and mirror half of them, in one gather."""
     batch, height, width, channels = pixels.shape
     top, left = torch.randint(0, 2 * _MARGIN + 1, (2, batch, 1), generator=generator)

@@ -10,6 +10,9 @@ from torch import Tensor
 from leanfleet.errors import DataError
 from leanfleet.randomness import numpy_generator
 
+Stats = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation of each channel, on the [0, 1] scale."""
+
 _CHUNK = 4096  # images looked at together: the histograms never need a second copy of the whole set
 
 
@@ -55,7 +58,7 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class DataSet:
-    """A train and a test split with their classes and the channel statistics of the train images.
+    """A train, a test and perhaps a validation split with their classes and channel statistics.
 
     Attributes:
         name: What the set is called in tables and messages.
@@ -64,6 +67,9 @@ class DataSet:
         classes: Names of the classes; label `i` is `classes[i]`.
         mean: Mean of each channel over the train images, on the [0, 1] scale.
         std: Population standard deviation of each channel, on the [0, 1] scale.
+        validation: What choices are made on, where the set keeps images for that.
+        writer_stats: Mean and deviation for the images of each writer, where they differ between writers.
+        note: What a report should say about the data, such as what stands in for what; else empty.
     """
 
     name: str
@@ -72,30 +78,40 @@ class DataSet:
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    validation: Split | None = None
+    writer_stats: tuple[Stats, ...] | None = None
+    note: str = ""
 
     @classmethod
-    def of(cls, name: str, train: Split, test: Split, classes: tuple[str, ...]) -> DataSet:
-        """Build a set from its two halves, check them against each other and compute the channel statistics.
+    def of(
+        cls,
+        name: str,
+        train: Split,
+        test: Split,
+        classes: tuple[str, ...],
+        *,
+        validation: Split | None = None,
+        writer_stats: tuple[Stats, ...] | None = None,
+        note: str = "",
+    ) -> DataSet:
+        """Build a set from its splits, check them against each other and compute the channel statistics.
 
         Raises:
-            DataError: If a half is empty, the image shapes differ, or a label is not the index of a class.
+            DataError: If a split is empty, the image shapes differ, a label is not the index of a class, or a writer
+                has no statistics though there are `writer_stats`.
         """
-        for half, split in (("train", train), ("test", test)):
-            if not len(split):
+        splits = {"train": train, "test": test}
+        if validation is not None:
+            splits["validation"] = validation
+        for half, split in splits.items():
+            _check(name, half, split, len(classes), None if writer_stats is None else len(writer_stats))
+            if train.images.shape[1:] != split.images.shape[1:]:
+                shapes = " but ".join("x".join(map(str, other.images.shape[1:])) for other in (train, split))
                 raise DataError(
-                    f"{name}: the {half} split is empty; at least one image is needed in each split"
+                    f"{name}: train images are {shapes} in the {half} split; bring both to one shape"
                 )
-            low, high = int(split.labels.min()), int(split.labels.max())
-            if low < 0 or high >= len(classes):
-                raise DataError(
-                    f"{name}: the {half} labels run from {low} to {high}, outside the range 0 to {len(classes) - 1} "
-                    f"of its {len(classes)} classes; drop or relabel those rows"
-                )
-        if train.images.shape[1:] != test.images.shape[1:]:
-            shapes = " but ".join("x".join(map(str, split.images.shape[1:])) for split in (train, test))
-            raise DataError(f"{name}: train images are {shapes} in the test split; bring both to one shape")
         mean, std = channel_stats(train.images)
-        return cls(name, train, test, classes, mean, std)
+        return cls(name, train, test, classes, mean, std, validation, writer_stats, note)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -103,16 +119,31 @@ class DataSet:
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
 
+    def stats(self, writer: int | None = None) -> Stats:
+        """Return mean and deviation to normalise by: a writer's own where there are such, else those of the set.
+
+        Raises:
+            DataError: If writers have their own and this one has none.
+        """
+        if writer is None or self.writer_stats is None:
+            return self.mean, self.std
+        if not 0 <= writer < len(self.writer_stats):
+            raise DataError(
+                f"{self.name}: no statistics of writer {writer}; its writers are 0 to {len(self.writer_stats) - 1}"
+            )
+        return self.writer_stats[writer]
+
     def share_memory_(self) -> DataSet:
         """Move all tensors to shared memory, so that spawned workers see them without a copy; return self."""
-        for split in (self.train, self.test):
+        splits = [split for split in (self.train, self.test, self.validation) if split is not None]
+        for split in splits:
             for tensor in (split.images, split.labels, split.writers):
                 if tensor is not None:
                     tensor.share_memory_()  # type: ignore[no-untyped-call]
         return self
 
 
-def channel_stats(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_stats(images: Tensor) -> Stats:
     """Return mean and population standard deviation of each channel of uint8 `[N, C, H, W]`, on the [0, 1] scale.
 
     They come from exact histograms of the 256 grey levels, so that no float copy of the images is made. A constant
@@ -140,6 +171,24 @@ def split_80_20(split: Split, groups: Tensor) -> tuple[Split, Split]:
     ordered = shuffled[groups[shuffled].argsort(stable=True)]
     test = torch.arange(len(split)) % 5 == 4
     return split.select(ordered[~test].sort().values), split.select(ordered[test].sort().values)
+
+
+def _check(name: str, half: str, split: Split, classes: int, writers: int | None) -> None:
+    """Refuse an empty split, and labels or writers (None: of no account) outside their range."""
+    if not len(split):
+        raise DataError(f"{name}: the {half} split is empty; at least one image is needed in each split")
+    low, high = int(split.labels.min()), int(split.labels.max())
+    if low < 0 or high >= classes:
+        raise DataError(
+            f"{name}: the {half} labels run from {low} to {high}, outside the range 0 to {classes - 1} "
+            f"of its {classes} classes; drop or relabel those rows"
+        )
+    if writers is None:
+        return
+    if split.writers is None or int(split.writers.min()) < 0 or int(split.writers.max()) >= writers:
+        raise DataError(
+            f"{name}: the {half} split has writers without statistics; number its writers from 0 to {writers - 1}"
+        )
 
 
 def _histogram(plane: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,6 +26,11 @@ _ARGUMENTS: dict[str, tuple[str, float | None, Callable[[float], bool]]] = {
         "shards(2), shards per device from 1",
         2,
         lambda shards: shards >= 1 and float(shards).is_integer(),
+    ),
+    "classes": (
+        "classes(2), classes per device from 1",
+        None,
+        lambda classes: classes >= 1 and float(classes).is_integer(),
     ),
     "skew": ("skew(0.8), a share from 0 (IID) to 1 (sorted by class)", None, lambda share: 0 <= share <= 1),
 }
@@ -67,6 +72,7 @@ def partition(spec: str, split: Split, devices: int | None, seed: int) -> list[T
     | `dirichlet(alpha)` | each class in shares drawn from a symmetric Dirichlet distribution (Hsu et al. 2019) |
     | `writer` | one writer a device; with fewer devices than writers a random choice of writers |
     | `shards(k)` | sorted by class, cut into equal shards, k random ones a device (McMahan et al. 2017); k = 2 if not said. Up to k * devices - 1 samples are left over |
+    | `classes(k)` | the classes are shuffled and cut into groups of k (the last has those left), one group a device. With fewer devices than groups, the other groups' samples are left over; with more, the groups go round again and those who hold the same one share each of its classes equally |
     | `skew(s)` | a share s of each class is dealt in order of class, the rest at random (Aketi et al. 2021); equal sizes; 0 is IID, 1 is sorted by class |
 
     Args:
@@ -96,18 +102,7 @@ def partition(spec: str, split: Split, devices: int | None, seed: int) -> list[T
     if name == "iid":
         return _iid(split, devices, seed)
     assert argument is not None
-    if name == "dirichlet":
-        return _dirichlet(split, devices, argument, seed)
-    return (
-        _shards(split, devices, int(argument), seed)
-        if name == "shards"
-        else _skew(split, devices, argument, seed)
-    )
-
-
-def class_counts(split: Split, parts: Sequence[Tensor], n_classes: int) -> Tensor:
-    """Return how many samples of each class each device holds, int64 `[devices, classes]`."""
-    return torch.stack([torch.bincount(split.labels[rows], minlength=n_classes) for rows in parts])
+    return _DEALERS[name](split, devices, argument, seed)
 
 
 # flwr-datasets' IidPartitioner does not shuffle, and its NaturalIdPartitioner walks over all samples in Python behind
@@ -165,8 +160,7 @@ def _writer(split: Split, devices: int | None, seed: int) -> list[Tensor]:
 
 
 def _skew(split: Split, devices: int, share: float, seed: int) -> list[Tensor]:
-    shuffled = _shuffled(len(split), seed)
-    by_class = shuffled[split.labels[shuffled].argsort(stable=True)]
+    by_class = _by_class(split, seed)
     counts = torch.unique(split.labels, return_counts=True)[1]
     # Rounded, not cut: 6250 * (1 - 0.8) is 1249.99..., and a sample would be lost.
     pairs = [(rows, round(share * len(rows))) for rows in torch.split(by_class, counts.tolist())]
@@ -177,6 +171,34 @@ def _skew(split: Split, devices: int, share: float, seed: int) -> list[Tensor]:
     # the sizes of whole devices still differ by at most one.
     pools = zip(in_order.tensor_split(devices), rest.tensor_split(devices)[::-1], strict=True)
     return [torch.cat(pool) for pool in pools]
+
+
+def _classes(split: Split, devices: int, each: float, seed: int) -> list[Tensor]:
+    group = _class_groups(split.labels, int(each), seed)
+    groups = int(group.max()) + 1
+    by_class = _by_class(split, seed)
+    pools = [by_class[group[by_class] == index] for index in range(min(groups, devices))]
+    holders = [len(range(index, devices, groups)) for index in range(len(pools))]
+    empty = sum(max(count - len(pool), 0) for count, pool in zip(holders, pools, strict=True))
+    if empty:
+        raise DataError(
+            f"partition 'classes({each:g})' would leave {empty} of {devices} devices empty: their groups of classes "
+            "have fewer samples than devices; take fewer devices"
+        )
+    # In steps through the sorted pool, so that those who share a group hold its classes alike.
+    return [pools[device % groups][device // groups :: holders[device % groups]] for device in range(devices)]
+
+
+def _class_groups(labels: Tensor, each: int, seed: int) -> Tensor:
+    """Return the group of every sample, int64 `[N]`, when the classes that occur are shuffled and cut into groups."""
+    present, index = torch.unique(labels, return_inverse=True)
+    if each > len(present):
+        raise DataError(
+            f"partition 'classes({each})' cannot be dealt: there are only {len(present)} classes; "
+            f"take classes({len(present)}) at most"
+        )
+    place = torch.randperm(len(present), generator=torch_generator(seed, "partition", "classes"))
+    return (place // each)[index]
 
 
 def _dirichlet(split: Split, devices: int, alpha: float, seed: int) -> list[Tensor]:
@@ -195,9 +217,10 @@ def _dirichlet(split: Split, devices: int, alpha: float, seed: int) -> list[Tens
         ) from None
 
 
-def _shards(split: Split, devices: int, shards: int, seed: int) -> list[Tensor]:
+def _shards(split: Split, devices: int, each: float, seed: int) -> list[Tensor]:
     from flwr_datasets.partitioner import ShardPartitioner
 
+    shards = int(each)
     if devices * shards > len(split):
         raise DataError(
             f"partition 'shards({shards})' would leave {devices - len(split) // shards} of {devices} devices "
@@ -206,6 +229,14 @@ def _shards(split: Split, devices: int, shards: int, seed: int) -> list[Tensor]:
     return _by_flower(
         ShardPartitioner(devices, "label", num_shards_per_partition=shards, seed=_seed(seed)), split
     )
+
+
+_DEALERS: dict[str, Callable[[Split, int, float, int], list[Tensor]]] = {
+    "dirichlet": _dirichlet,
+    "shards": _shards,
+    "classes": _classes,
+    "skew": _skew,
+}
 
 
 def _by_flower(partitioner: Any, split: Split) -> list[Tensor]:
@@ -221,6 +252,11 @@ def _by_flower(partitioner: Any, split: Split) -> list[Tensor]:
             torch.from_numpy(partitioner.load_partition(device)["row"][:].copy())
             for device in range(partitioner.num_partitions)
         ]
+
+
+def _by_class(split: Split, seed: int) -> Tensor:
+    shuffled = _shuffled(len(split), seed)
+    return shuffled[split.labels[shuffled].argsort(stable=True)]
 
 
 def _shuffled(count: int, seed: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where data come from: scikit-learn's digits, Parquet files, the hub, or a PyTorch data set."""
+"""Where data come from: scikit-learn's digits, Parquet files, the hub, a PyTorch data set, or a mix of sets."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import torch.utils.data
 
 from leanfleet.data.columns import Columns, Table, from_tables
 from leanfleet.data.dataset import DataSet, Split, split_80_20
+from leanfleet.data.mixed import MIXED
 from leanfleet.data.pixels import stack
 from leanfleet.errors import DataError, did_you_mean
 
@@ -61,16 +62,20 @@ def load(
     image: str | None = None,
     label: str | None = None,
     writer: str | None = None,
+    seed: int = 0,
 ) -> DataSet:
     """Load a data set into memory.
 
     String sources are loaded once a process: the same call gives the same object, so a changed file is not noticed.
+    Of the generated ones only the last is kept.
     Where a source has no test split (`digits`, FEMNIST on the hub, a single Parquet file), 80 % train and 20 % test
     are drawn with a fixed seed, writer by writer where writers are known, else class by class.
 
     Args:
         source: One of
             `digits` (scikit-learn's 1,797 digits, 1x8x8; no network, no file);
+            `mixed-noniid` or `mixed-cifar` (AdaSplit's data, generated from sets in the folder; the writers are the
+            clients; see `leanfleet.data.mixed`);
             a name in `KNOWN`, found as `<folder>/<name>/{train,test}.parquet`, else on the hub;
             `hf:owner/name`, a set of the hub;
             a path to a Parquet file, or to a folder with `train.parquet` and perhaps `test.parquet`;
@@ -81,6 +86,7 @@ def load(
         image: Column of the images, if not found by itself.
         label: Column of the labels, if not found by itself. Words become classes in alphabetical order.
         writer: Column of the writers, if not found by itself.
+        seed: Decides what a generated source (`mixed-...`) is like; the others do not depend on it.
 
     Raises:
         DataError: If there is no such set, or it cannot be read; one line that names the file and says what to do.
@@ -88,6 +94,8 @@ def load(
     if not isinstance(source, str):
         return _from_torch(source)
     try:
+        if source in MIXED:
+            return _generated(source, _folder(folder), seed)
         return _load(source, _folder(folder), Columns(image, label, writer))
     except ModuleNotFoundError as error:
         raise DataError(f"{source}: needs the package {error.name}; pip install 'leanfleet[data]'") from error
@@ -106,6 +114,12 @@ def _folder(folder: str | Path | None) -> Path | None:
 
 def _found(path: Path) -> Path | None:
     return path if (path / "train.parquet").is_file() else None
+
+
+# One: a study over seeds would otherwise keep several sets of hundreds of megabytes.
+@lru_cache(maxsize=1)
+def _generated(source: str, folder: Path | None, seed: int) -> DataSet:
+    return MIXED[source](folder, _in_folder, seed)
 
 
 @lru_cache(maxsize=4)
@@ -128,7 +142,7 @@ def _load(source: str, folder: Path | None, columns: Columns) -> DataSet:
         return _known_on_hub(source, folder, columns) if here is None else _known_in(here, source, columns)
     path = here or Path(source).expanduser()
     if not path.exists():
-        hint = did_you_mean(source, ["digits", *KNOWN])
+        hint = did_you_mean(source, ["digits", *MIXED, *KNOWN])
         raise DataError(
             f"{source}: no such data set, file or folder{hint}; sets of the hub are written hf:owner/name"
         )
@@ -178,6 +192,15 @@ def _read(path: Path) -> Table:
         AttributeError,
     ) as error:  # what a broken feature description leads to
         raise DataError(f"{path}: its description of the columns is damaged ({_line(error)})") from error
+
+
+def _in_folder(path: Path) -> DataSet:
+    """Load the set in a folder, by its name's rules if it is a known one."""
+    return (
+        _known_in(path, path.name, Columns())
+        if path.name in KNOWN
+        else _from_files(path, path.name, Columns(), None)
+    )
 
 
 def _known_in(folder: Path, name: str, columns: Columns) -> DataSet:

@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from leanfleet.engines.devices import Staff
 from leanfleet.engines.job import make_job
 from leanfleet.engines.local import Watch, default_workers, resume, run
+from leanfleet.engines.staff import Staff
 from leanfleet.errors import ExperimentError, RecordError
 from leanfleet.experiment import Experiment, dumps, loads, override
 from leanfleet.runs import Run, new_folder

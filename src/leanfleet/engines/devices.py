@@ -1,4 +1,4 @@
-"""The devices' side of the local engine: what a worker process does with its share of a round."""
+"""The devices of the federated family: what a worker process does with its share of a round."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from leanfleet.data import Batches, DataSet, eval_batches
-from leanfleet.engines.job import Job, Parts, make_job
+from leanfleet.data import Batches, eval_batches
+from leanfleet.engines.job import FederatedJob
 from leanfleet.errors import LeanfleetError, WireError
-from leanfleet.experiment import dumps, loads
 from leanfleet.federated import Report
 from leanfleet.fleet import Pacer, VirtualClock
 from leanfleet.randomness import key, torch_generator
 from leanfleet.wire import Message, decode, encode
-from leanfleet.workers import Handler, Tick, Workers
+from leanfleet.workers import Tick
 
 RECALIBRATION_SAMPLES = 2048
 """Training images whose statistics evaluation B and exported models carry."""
@@ -55,8 +54,17 @@ class Outcome:
 class Devices:
     """The fleet's devices, as one worker simulates them."""
 
-    def __init__(self, job: Job, device: str = "cpu") -> None:
+    def __init__(self, job: FederatedJob, device: str = "cpu") -> None:
         self.job, self.device = job, torch.device(device)
+
+    def handle(self, asked: Message, tick: Tick) -> Message:
+        """Answer a round or an evaluation."""
+        s = asked.scalars
+        if s["task"] == "round":
+            turns = {int(device): turn for device, turn in json.loads(str(s["turns"])).items()}
+            return self.round(asked.tensors, int(s["round"]), float(s["start"]), turns, tick)
+        shift = int(s["worker"]), int(s["workers"])
+        return self.evaluate(asked.tensors, shift, bool(s["recalibrate"]))
 
     def round(
         self, params: Mapping[str, Tensor], number: int, start: float, turns: Mapping[int, int], tick: Tick
@@ -74,7 +82,7 @@ class Devices:
     def _take_part(
         self, total: Any, params: Mapping[str, Tensor], number: int, start: float, device: int, turn: int
     ) -> Outcome:
-        job, method, fleet = self.job, self.job.method, self.job.experiment.fleet
+        job, method, fleet = self.job, self.job.method, self.job.fleet
         stream = (job.experiment.experiment.seed, number, device)
         clock = VirtualClock(job.means(device), start)
         report = Report(job.samples(device), clock.rate(), turn)
@@ -113,7 +121,7 @@ class Devices:
         return Message({name: t.to(self.device) for name, t in message.tensors.items()}, message.scalars)
 
     def _batches(self, device: int, stream: tuple[int, int, int]) -> Batches:
-        job, training = self.job, self.job.experiment.training
+        job, training = self.job, self.job.training
         return Batches(
             split=job.data.train,
             indices=job.parts[device],
@@ -166,7 +174,7 @@ class Devices:
         return Message({}, {"hits": hits, "count": count, "loss": loss})
 
 
-def recalibrated(job: Job, params: Mapping[str, Tensor], device: torch.device) -> nn.Module:
+def recalibrated(job: FederatedJob, params: Mapping[str, Tensor], device: torch.device) -> nn.Module:
     """Return the network for inference, with batch-norm statistics of training images (evaluation B).
 
     Args:
@@ -206,62 +214,3 @@ def recalibrated(job: Job, params: Mapping[str, Tensor], device: torch.device) -
             for x, _ in batches:
                 net(x)
     return net.eval()
-
-
-def start(data: DataSet, device: str) -> Handler:
-    """Build a worker for runs on this data: it is given a job, then answers rounds and evaluations."""
-    at_work: list[Devices] = []
-
-    def handle(request: bytes, tick: Tick) -> bytes:
-        asked = decode(request)
-        s = asked.scalars
-        if s["task"] == "job":
-            parts = Parts(asked.tensors["indices"], asked.tensors["ends"])
-            at_work[:] = [Devices(make_job(loads(str(s["experiment"])), data, parts), device)]
-            answer = Message()
-        elif s["task"] == "round":
-            turns = {int(device): turn for device, turn in json.loads(str(s["turns"])).items()}
-            answer = at_work[0].round(asked.tensors, int(s["round"]), float(s["start"]), turns, tick)
-        else:
-            shift = int(s["worker"]), int(s["workers"])
-            answer = at_work[0].evaluate(asked.tensors, shift, bool(s["recalibrate"]))
-        return encode(answer)
-
-    return handle
-
-
-class Staff:
-    """Workers that stay from one run to the next, as long as data and number are the same.
-
-    Starting a process costs seconds, most of them for importing torch: more than a small run takes.
-
-    Args:
-        device: Where torch computes, "cpu" or "cuda".
-    """
-
-    def __init__(self, device: str = "cpu") -> None:
-        self._device = device
-        self._pool: Workers | None = None
-        self._data: DataSet | None = None
-
-    def for_job(self, job: Job, count: int) -> Workers:
-        """Return `count` workers that have been given this job."""
-        if self._pool is None or self._pool.count != count or self._data is not job.data:
-            self.close()
-            self._pool, self._data = Workers(count, start, (job.data, self._device)), job.data
-        tensors = {"indices": job.parts.indices, "ends": job.parts.ends}
-        told = encode(Message(tensors, {"task": "job", "experiment": dumps(job.experiment)}))
-        self._pool.ask([told] * count)
-        return self._pool
-
-    def close(self) -> None:
-        """Send the workers home."""
-        if self._pool is not None:
-            self._pool.close()
-        self._pool = self._data = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()

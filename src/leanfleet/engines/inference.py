@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from leanfleet.data import DataSet
 from leanfleet.data import load as load_named
-from leanfleet.engines.devices import Staff, recalibrated
-from leanfleet.engines.job import Job, make_job
-from leanfleet.engines.local import default_workers, evaluate_on, saved_params
+from leanfleet.engines.devices import recalibrated
+from leanfleet.engines.federated import evaluate_on
+from leanfleet.engines.job import FederatedJob, federated_job
+from leanfleet.engines.local import default_workers, saved_params
+from leanfleet.engines.staff import Staff
 from leanfleet.errors import DataError, RecordError, UserError
 from leanfleet.experiment import load
 from leanfleet.runs import Run
@@ -153,16 +155,16 @@ _FORMATS: Mapping[str, Callable[[Path, nn.Module, Tensor, Mapping[str, str]], No
 }
 
 
-def _open(folder: Path, data: DataSet | None) -> tuple[Job, dict[str, Tensor], int]:
+def _open(folder: Path, data: DataSet | None) -> tuple[FederatedJob, dict[str, Tensor], int]:
     """Return a run's job, its parameters, and the rounds they were trained."""
     record = Run.open(folder)
     latest = record.latest()
     if latest is None:
         raise RecordError(f"{folder}: has no checkpoint yet: no round of it is done")
-    return make_job(load(record.experiment_file), data), saved_params(record), latest.round
+    return federated_job(load(record.experiment_file), data), saved_params(record), latest.round
 
 
-def _load(source: str | DataSet, job: Job) -> DataSet:
+def _load(source: str | DataSet, job: FederatedJob) -> DataSet:
     if isinstance(source, DataSet):
         return source
     return load_named(source, folder=job.experiment.data.folder)

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from leanfleet import federated, split
 from leanfleet.data import DataSet, load, partition
 from leanfleet.errors import ExperimentError, NetworkError
-from leanfleet.experiment import Experiment
-from leanfleet.federated import METHODS, Method, Optimiser, Setting
+from leanfleet.experiment import (
+    Experiment,
+    FederatedFleet,
+    FederatedTraining,
+    FleetSection,
+    SplitFleet,
+    SplitTraining,
+)
 from leanfleet.fleet import Availability, AvailabilityConfig, availability
+from leanfleet.ledger import PHI
 from leanfleet.nets import NETWORKS, VotingEnsemble, build
 from leanfleet.randomness import key
 from leanfleet.subnet import SubnetPlan
@@ -47,14 +56,13 @@ class Parts:
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that is fixed for a run, the same in every process.
+    """What is fixed for a run of any family, the same in every process.
 
     Attributes:
         experiment: What the file says.
         data: Training and test samples.
         parts: Which training samples each device holds.
         net: The network the method trains, at its start.
-        method: The federated method.
         availability: How the fleet's means vary, for this method.
         macs: Forward MACs per sample of the reference network, whole and with half of its filters.
     """
@@ -63,13 +71,12 @@ class Job:
     data: DataSet
     parts: Parts
     net: nn.Module
-    method: Method[Any, Any]
     availability: AvailabilityConfig
     macs: tuple[float, float]
 
     def samples(self, device: int) -> int:
-        """Return how many samples a device processes in a round, over all local epochs."""
-        return len(self.parts[device]) * self.experiment.training.epochs
+        """Return how many samples a device processes in a round."""
+        return len(self.parts[device])
 
     def means(self, device: int) -> Availability:
         """Return what a device can spend over time, training MAC/s."""
@@ -84,7 +91,57 @@ class Job:
         )
 
 
-def make_job(experiment: Experiment, data: DataSet | None = None, parts: Parts | None = None) -> Job:
+@dataclass(frozen=True)
+class FederatedJob(Job):
+    """A run of the federated family.
+
+    Attributes:
+        fleet: `[fleet]`.
+        training: `[training]`.
+        method: The method.
+    """
+
+    fleet: FederatedFleet
+    training: FederatedTraining
+    method: federated.Method[Any, Any]
+
+    def samples(self, device: int) -> int:
+        """Return how many samples a device processes in a round, over all local epochs."""
+        return len(self.parts[device]) * self.training.epochs
+
+
+@dataclass(frozen=True)
+class SplitJob(Job):
+    """A run of the split family.
+
+    Attributes:
+        fleet: `[fleet]`.
+        training: `[training]`.
+        method: The method.
+    """
+
+    fleet: SplitFleet
+    training: SplitTraining
+    method: split.SplitMethod[Any]
+
+    @property
+    def iterations(self) -> int:
+        """Mini-batches of every client in a round."""
+        return self.method.setting.iterations
+
+    @property
+    def best_rate(self) -> float:
+        """The rate of a device at its best, training MAC/s."""
+        return PHI * self.macs[0] * self.samples(0) / self.fleet.round_seconds
+
+    def samples(self, device: int) -> int:
+        """Return how many samples a device processes in a round: as many as any other, its own over and over."""
+        return self.iterations * self.training.batch_size
+
+
+def make_job(
+    experiment: Experiment, data: DataSet | None = None, parts: Parts | None = None
+) -> FederatedJob | SplitJob:
     """Build data, devices, network and method.
 
     Args:
@@ -96,8 +153,37 @@ def make_job(experiment: Experiment, data: DataSet | None = None, parts: Parts |
         UserError: The experiment cannot be run as it is.
     """
     data = data or load_data(experiment)
-    parts = parts or split(experiment, data)
-    reference, method_class = experiment.network.name, METHODS[experiment.method.name]
+    parts = parts or deal(experiment, data)
+    make = _split if experiment.method.family == "split" else _federated
+    job = make(experiment, data, parts)
+    # A trace is read at the first use: better now than in a worker, when there is a record already.
+    job.means(0)
+    return job
+
+
+def federated_job(experiment: Experiment, data: DataSet | None = None) -> FederatedJob:
+    """Return the job of an experiment that must be federated.
+
+    Raises:
+        UserError: It is not, or it cannot be run as it is.
+    """
+    job = make_job(experiment, data)
+    if not isinstance(job, FederatedJob):
+        raise ExperimentError(
+            f"{experiment.method.name} trains a network a client; this works with federated methods only"
+        )
+    return job
+
+
+def _federated(experiment: Experiment, data: DataSet, parts: Parts) -> FederatedJob:
+    fleet, training = experiment.fleet, experiment.training
+    assert isinstance(fleet, FederatedFleet)
+    assert isinstance(training, FederatedTraining)
+    if fleet.per_round > len(parts):
+        raise ExperimentError(
+            f"[fleet] per_round: {fleet.per_round} of {len(parts)} devices cannot take part"
+        )
+    reference, method_class = experiment.network.name, federated.METHODS[experiment.method.name]
     options = experiment.options
     net = network(experiment, reference, data)
     plan = trace(net, data, _keep(experiment, reference))
@@ -109,42 +195,53 @@ def make_job(experiment: Experiment, data: DataSet | None = None, parts: Parts |
     members = method_class.members(macs[0], plan.macs(plan.uniform(0.0)), options)
     if members > 1:
         net = VotingEnsemble([network(experiment, own, data, member) for member in range(members)])
-    setting = Setting(plan, optimiser(experiment), experiment.fleet.round_seconds, members)
-    job = Job(
-        experiment,
-        data,
-        parts,
-        net,
-        method_class(setting, options),
-        _availability(experiment, method_class),
-        macs,
+    optimiser = _optimiser(training, experiment.experiment.rounds)
+    setting = federated.Setting(plan, optimiser, fleet.round_seconds, members)
+    method = method_class(setting, options)
+    means = _availability(fleet, method_class.resources)
+    return FederatedJob(experiment, data, parts, net, means, macs, fleet, training, method)
+
+
+def _split(experiment: Experiment, data: DataSet, parts: Parts) -> SplitJob:
+    fleet, training = experiment.fleet, experiment.training
+    assert isinstance(fleet, SplitFleet)
+    assert isinstance(training, SplitTraining)
+    net = network(experiment, experiment.network.name, data)
+    options = experiment.options
+    assert isinstance(options, split.SplitOptions)
+    found = split.cut(net, options.cut, torch.zeros(2, *data.shape))
+    macs = float(found.client_macs + found.server_macs)
+    most = max(len(parts[device]) for device in range(len(parts)))
+    setting = split.Setting(
+        cut=found,
+        clients=len(parts),
+        classes=len(data.classes),
+        rounds=experiment.experiment.rounds,
+        iterations=training.iterations or math.ceil(most / training.batch_size),
+        lr=training.lr,
+        weight_decay=training.weight_decay,
+        batch_size=training.batch_size,
+        seed=experiment.experiment.seed,
     )
-    # A trace is read at the first use: better now than in a worker, when there is a record already.
-    job.means(0)
-    return job
+    method = split.METHODS[experiment.method.name](setting, options)
+    # No deadline that the slowest must be able to meet: the ratio alone says how slow they are.
+    means, at_least = _availability(fleet, "own"), 0.0
+    return SplitJob(experiment, data, parts, net, means, (macs, at_least), fleet, training, method)
 
 
 def load_data(experiment: Experiment) -> DataSet:
     """Return the data set that the experiment names, its images in shared memory."""
     at = experiment.data
-    data = load(at.source, folder=at.folder, image=at.image, label=at.label, writer=at.writer)
+    seed = experiment.experiment.seed
+    data = load(at.source, folder=at.folder, image=at.image, label=at.label, writer=at.writer, seed=seed)
     data.share_memory_()
     return data
 
 
-def split(experiment: Experiment, data: DataSet) -> Parts:
-    """Return who holds what.
-
-    Raises:
-        ExperimentError: More devices are to take part in a round than there are.
-    """
-    fleet = experiment.fleet
-    parts = partition(experiment.data.partition, data.train, fleet.devices, experiment.experiment.seed)
-    if fleet.per_round > len(parts):
-        raise ExperimentError(
-            f"[fleet] per_round: {fleet.per_round} of {len(parts)} devices cannot take part"
-        )
-    return Parts.of(parts)
+def deal(experiment: Experiment, data: DataSet) -> Parts:
+    """Return who holds what."""
+    devices, seed = experiment.fleet.devices, experiment.experiment.seed
+    return Parts.of(partition(experiment.data.partition, data.train, devices, seed))
 
 
 def network(experiment: Experiment, name: str, data: DataSet, member: int = 0) -> nn.Module:
@@ -173,11 +270,11 @@ def trace(net: nn.Module, data: DataSet, keep: Sequence[str]) -> SubnetPlan:
     return plan
 
 
-def optimiser(experiment: Experiment) -> Optimiser:
+def _optimiser(training: FederatedTraining, rounds: int) -> federated.Optimiser:
     """Return local training as the experiment has it; milestones become rounds."""
-    t = experiment.training
-    rounds = tuple(round(share * experiment.experiment.rounds) for share in t.milestones)
-    return Optimiser(t.lr, t.momentum, t.weight_decay, t.clip_norm, rounds, t.gamma)
+    t = training
+    milestones = tuple(round(share * rounds) for share in t.milestones)
+    return federated.Optimiser(t.lr, t.momentum, t.weight_decay, t.clip_norm, milestones, t.gamma)
 
 
 def _keep(experiment: Experiment, name: str) -> Sequence[str]:
@@ -186,9 +283,8 @@ def _keep(experiment: Experiment, name: str) -> Sequence[str]:
     return NETWORKS[name].keep if name in NETWORKS else ()
 
 
-def _availability(experiment: Experiment, method: type[Method[Any, Any]]) -> AvailabilityConfig:
-    fleet = experiment.fleet
-    if method.resources == "full":
+def _availability(fleet: FleetSection, resources: Literal["own", "full"]) -> AvailabilityConfig:
+    if resources == "full":
         return AvailabilityConfig("constant", round_seconds=fleet.round_seconds)
     return AvailabilityConfig(
         fleet.availability, fleet.ratio, fleet.changes_per_round, fleet.round_seconds, fleet.trace

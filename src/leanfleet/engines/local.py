@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from leanfleet.data import DataSet
-from leanfleet.engines.devices import Outcome, Staff
-from leanfleet.engines.job import Job, make_job
-from leanfleet.errors import ExperimentError, LeanfleetError
+from leanfleet.engines.center import Center, named
+from leanfleet.engines.federated import FederatedCenter
+from leanfleet.engines.job import FederatedJob, SplitJob, make_job
+from leanfleet.engines.split import SplitCenter
+from leanfleet.engines.staff import Staff
 from leanfleet.experiment import Experiment, dumps, load, override
-from leanfleet.federated import Report
 from leanfleet.ledger import Ledger
-from leanfleet.randomness import numpy_generator
-from leanfleet.runs import Run
+from leanfleet.runs import Checkpoint, Run
 from leanfleet.subnet.lut import Lut
-from leanfleet.wire import Message, Scalar, decode, encode
 from leanfleet.workers import Workers
 
 _LUT = "lut.safetensors"
@@ -94,9 +90,9 @@ def run(
             lut.save(record.folder / _LUT)
             # Only now: a record must never name a table that is not there.
             record.replace_experiment(dumps(override(experiment, [f"method.lut={_LUT}"])))
-        server = _Server(record, job, workers or default_workers(), watch)
+        loop = _Loop(record, job, workers or default_workers(), watch)
         with nullcontext(staff) if staff else Staff(device) as hands:
-            server.go(hands)
+            loop.go(hands)
         return record
 
 
@@ -128,11 +124,9 @@ def resume(
         restored = record.restore()
         job = make_job(load(record.experiment_file), data)
         before = restored.state["workers"] if restored else None
-        server = _Server(record, job, workers or before or default_workers(), watch)
-        if restored is not None:
-            server.restore(restored.round, restored.tensors, restored.state)
+        loop = _Loop(record, job, workers or before or default_workers(), watch)
         with nullcontext(staff) if staff else Staff(device) as hands:
-            server.go(hands)
+            loop.go(hands, restored)
         return record
 
 
@@ -141,36 +135,38 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class _Server:
-    """The server of one run: its parameters and ledger, round by round."""
+class _Loop:
+    """The rounds of one run: what is the same for every family."""
 
-    def __init__(self, record: Run, job: Job, workers: int, watch: Watch) -> None:
+    def __init__(self, record: Run, job: FederatedJob | SplitJob, workers: int, watch: Watch) -> None:
         self.record, self.job, self.workers, self.watch = record, job, workers, watch
         self.experiment = job.experiment
-        self.params = job.method.begin({name: p.detach().clone() for name, p in job.net.named_parameters()})
+        self.center = _center(job, workers)
         self.ledger = Ledger.empty(len(job.parts))
         self.round = 0
         self.accuracy: float | None = None
         self.best: float | None = None
         self._clock = time.monotonic()
 
-    def restore(self, round: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Go back to a checkpoint."""
-        self.round = round
-        own = {kind: _named(tensors, f"{kind}/") for kind in ("params", "ledger")}
-        self.params = own["params"]
-        self.ledger = Ledger.from_state(state["ledger"], own["ledger"])
-        self.accuracy, self.best = state["accuracy"], state["best_accuracy"]
-
-    def go(self, staff: Staff) -> None:
+    def go(self, staff: Staff, restored: Checkpoint | None = None) -> None:
         """Run all rounds that are left, evaluate, and finish the record."""
         self._show(0.0)
         pool = staff.for_job(self.job, self.workers)
+        if restored is not None:
+            self._restore(restored, pool)
+            self._show(0.0)
         while not self._ended():
             self._play_round(pool)
-        recalibrated, _ = self._evaluate(pool, recalibrate=True)
+        added = self.center.finish(pool)
         self._pass_wall_time()
-        self.record.finish(self._summary(recalibrated))
+        self.record.finish(self._summary() | added)
+
+    def _restore(self, checkpoint: Checkpoint, pool: Workers) -> None:
+        state = checkpoint.state
+        self.round = checkpoint.round
+        self.ledger = Ledger.from_state(state["ledger"], named(checkpoint.tensors, "ledger/"))
+        self.accuracy, self.best = state["accuracy"], state["best_accuracy"]
+        self.center.restore(checkpoint.tensors, state["center"], pool)
 
     def _ended(self) -> str | None:
         if self.round >= self.experiment.experiment.rounds:
@@ -178,89 +174,28 @@ class _Server:
         return self.experiment.budget.used_up(self.ledger)
 
     def _play_round(self, pool: Workers) -> None:
-        begin, chosen = self.ledger.seconds_virtual, self._choose()
-        done = iter(range(1, len(chosen) + 1))
-        answers = pool.ask(self._requests(chosen, begin), lambda: self._show(next(done) / len(chosen)))
-        outcomes = self._sum_up([decode(answer) for answer in answers])
-        self._book(outcomes, begin)
+        told = self.center.play(pool, self.round, self.ledger, self._show)
         self.round += 1
         event: dict[str, Any] = {"round": self.round}
         every = self.experiment.experiment.eval_every
         if self.round % every == 0 or self._ended():
-            self.accuracy, event["loss"] = self._evaluate(pool)
+            found = self.center.evaluate(pool)
+            self.accuracy = float(found["accuracy"])
             self.best = max(self.accuracy, self.best or 0.0)
-            event["accuracy"] = self.accuracy
+            event |= found
         self._pass_wall_time()
-        event |= self.ledger.totals()
-        event["available_macs"] = sum(outcome.available_macs for outcome in outcomes)
-        event["rejected"] = [f"device {o.device}: {o.rejected}" for o in outcomes if o.rejected]
-        self.record.event(**event)
+        self.record.event(**event, **self.ledger.totals(), **told)
         self._checkpoint()
         self._show(0.0)
 
-    def _choose(self) -> list[int]:
-        """Choose devices uniformly without replacement (Algorithm 2); the same for every method of a seed."""
-        seed, count = self.experiment.experiment.seed, self.experiment.fleet.per_round
-        drawn = numpy_generator(seed, self.round, "devices").choice(len(self.job.parts), count, replace=False)
-        return sorted(int(device) for device in drawn)
-
-    def _requests(self, chosen: Sequence[int], begin: float) -> list[bytes]:
-        before = self.round * len(chosen)
-        reports = {
-            d: Report(self.job.samples(d), self.job.means(d).rate(begin), before + place)
-            for place, d in enumerate(chosen)
-        }
-        work = {d: self.job.method.work(report) for d, report in reports.items()}
-        asked: dict[str, Scalar] = {"task": "round", "round": self.round, "start": begin}
-        return [
-            encode(Message(self.params, {**asked, "turns": json.dumps({d: reports[d].turn for d in shard})}))
-            for shard in shards(work, self.workers)
-        ]
-
-    def _sum_up(self, answers: Sequence[Message]) -> list[Outcome]:
-        total = self.job.method.empty(self.params)
-        outcomes = []
-        for answer in answers:
-            total.merge(type(total).from_tensors(answer.tensors))
-            outcomes += [Outcome(**fields) for fields in json.loads(str(answer.scalars["outcomes"]))]
-        sent = [outcome for outcome in outcomes if outcome.bytes_up]
-        if sent and all(outcome.rejected for outcome in sent):
-            raise LeanfleetError(
-                f"round {self.round + 1}: every update was left out (device {sent[0].device}: {sent[0].rejected}); "
-                "training has diverged: lower [training] lr or set clip_norm"
-            )
-        self.params = self.job.method.finish(self.params, total)
-        return sorted(outcomes, key=lambda outcome: outcome.device)
-
-    def _book(self, outcomes: Sequence[Outcome], begin: float) -> None:
-        for o in outcomes:
-            if not math.isfinite(o.finished_at):
-                raise ExperimentError(
-                    f"round {self.round + 1}: device {o.device} is never done: its trace ends at rate 0, and "
-                    f"'{self.experiment.method.name}' waits for every device"
-                )
-        for o in outcomes:
-            self.ledger.record(
-                o.device, macs=o.macs, bytes_up=o.bytes_up, bytes_down=o.bytes_down, late=o.late
-            )
-        end = begin + self.experiment.fleet.round_seconds
-        latest = max(outcome.finished_at for outcome in outcomes)
-        # Without a deadline the round lasts until its last device is done.
-        overrun = not self.job.method.deadline and latest > end
-        self.ledger.seconds_virtual = latest if overrun else end
-
-    def _evaluate(self, pool: Workers, *, recalibrate: bool = False) -> tuple[float, float]:
-        """Return accuracy and mean loss of the whole network on the test set."""
-        return evaluate_on(pool, self.params, recalibrate=recalibrate)
-
     def _checkpoint(self) -> None:
-        tensors = {f"params/{name}": p for name, p in self.params.items()}
-        tensors |= {f"ledger/{name}": t for name, t in self.ledger.tensors().items()}
+        tensors = self.center.tensors() | {f"ledger/{name}": t for name, t in self.ledger.tensors().items()}
         state = {
             "ledger": self.ledger.state(),
             "accuracy": self.accuracy,
             "best_accuracy": self.best,
             "workers": self.workers,
+            "center": self.center.state(),
         }
         self.record.checkpoint(self.round, tensors, state)
 
@@ -274,46 +209,23 @@ class _Server:
         seconds, late = ledger.seconds_virtual, ledger.late_share
         self.watch(Progress(self.record.name, self.round, rounds, share, self.accuracy, seconds, late))
 
-    def _summary(self, recalibrated: float) -> dict[str, Any]:
-        lut = getattr(self.job.method, "lut", None)
+    def _summary(self) -> dict[str, Any]:
         return {
             "method": self.experiment.method.name,
-            "family": "federated",
+            "family": self.experiment.method.family,
             "seed": self.experiment.experiment.seed,
             "rounds": self.round,
             "ended_by": self._ended(),
             "accuracy": self.accuracy,
-            "accuracy_recalibrated": recalibrated,
             "best_accuracy": self.best,
             **self.ledger.totals(),
-            "late_share": self.ledger.late_share,
             "devices": len(self.job.parts),
             "workers": self.workers,
-            "lut": lut.origin if isinstance(lut, Lut) else None,
         }
 
 
-def evaluate_on(pool: Workers, params: Mapping[str, Tensor], *, recalibrate: bool) -> tuple[float, float]:
-    """Return accuracy (evaluation A, or B if `recalibrate`) and mean loss, the batches spread over workers."""
-    asked: dict[str, Scalar] = {"task": "evaluate", "workers": pool.count, "recalibrate": recalibrate}
-    requests = [encode(Message(dict(params), {**asked, "worker": i})) for i in range(pool.count)]
-    answers = [decode(answer).scalars for answer in pool.ask(requests)]
-    count = sum(int(a["count"]) for a in answers)
-    return sum(int(a["hits"]) for a in answers) / count, sum(float(a["loss"]) for a in answers) / count
-
-
-def shards(work: Mapping[int, float], workers: int) -> list[list[int]]:
-    """Spread devices over workers: the longest first, each to the worker with the least to do."""
-    loads, found = np.zeros(workers), [[] for _ in range(workers)]  # type: tuple[Any, list[list[int]]]
-    for device in sorted(work, key=lambda d: (-work[d], d)):
-        least = int(loads.argmin())
-        found[least].append(device)
-        loads[least] += work[device]
-    return found
-
-
-def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+def _center(job: FederatedJob | SplitJob, workers: int) -> Center:
+    return FederatedCenter(job, workers) if isinstance(job, FederatedJob) else SplitCenter(job, workers)
 
 
 def saved_params(record: Run) -> dict[str, Tensor]:
@@ -323,7 +235,7 @@ def saved_params(record: Run) -> dict[str, Tensor]:
         RecordError: There is none yet, or it is damaged.
     """
     latest = record.latest()
-    return {} if latest is None else _named(latest.tensors, "params/")
+    return {} if latest is None else named(latest.tensors, "params/")
 
 
-__all__ = ["Progress", "Watch", "default_workers", "resume", "run", "saved_params", "shards"]
+__all__ = ["Progress", "Watch", "default_workers", "resume", "run", "saved_params"]

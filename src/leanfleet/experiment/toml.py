@@ -19,33 +19,29 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from leanfleet.errors import ExperimentError, did_you_mean
+from leanfleet.experiment.methods import METHODS
 from leanfleet.experiment.sections import (
+    FAMILIES,
     BudgetSection,
     DataSection,
     Experiment,
-    FleetSection,
     GeneralSection,
     MethodSection,
     NetworkSection,
     Section,
-    TrainingSection,
 )
-from leanfleet.federated import METHODS
 from leanfleet.ledger import Budget
 
 M = TypeVar("M", bound=BaseModel)
 
 Tables = dict[str, dict[str, Any]]
 
-_SECTIONS: Mapping[str, type[Section]] = {
+_COMMON: Mapping[str, type[Section]] = {
     "experiment": GeneralSection,
     "data": DataSection,
     "network": NetworkSection,
-    "fleet": FleetSection,
-    "training": TrainingSection,
-    "budget": BudgetSection,
 }
-_NAMES = (*_SECTIONS, "method")
+_NAMES = (*_COMMON, *FAMILIES["federated"], "method", "budget")
 
 
 def load(path: Path | str, overrides: Sequence[str] = ()) -> Experiment:
@@ -54,7 +50,8 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Experiment:
     Args:
         path: A TOML file.
         overrides: `section.key=value`, each with a TOML value; bare words are strings. Naming another method drops
-            the options of the file's: they mean nothing to it.
+            the options of the file's: they mean nothing to it. Of a method of another family, so does the file's
+            `[training]`, and of `[fleet]` what that family does not know.
 
     Raises:
         ExperimentError: If the file or an override is wrong; one line says where and what.
@@ -100,7 +97,7 @@ def dumps(experiment: Experiment) -> str:
 
 def _tables(experiment: Experiment) -> Tables:
     tables: Tables = {
-        name: getattr(experiment, name).model_dump(mode="json") for name in _SECTIONS if name != "budget"
+        name: getattr(experiment, name).model_dump(mode="json") for name in (*_COMMON, "fleet", "training")
     }
     tables["method"] = {"name": experiment.method.name, **experiment.method.options.model_dump(mode="json")}
     tables["budget"] = dataclasses.asdict(experiment.budget)
@@ -123,11 +120,10 @@ class _Reader:
         tables = self._check_tables(raw)
         self._apply(tables, overrides)
         self._check_names(tables)
-        sections = {
-            name: self._section(name, model, tables.get(name, {})) for name, model in _SECTIONS.items()
-        }
-        budget = Budget(**sections.pop("budget").model_dump())
         method = self._method(tables.get("method", {}))
+        models = {**_COMMON, **FAMILIES[method.family]}
+        sections = {name: self._section(name, model, tables.get(name, {})) for name, model in models.items()}
+        budget = Budget(**self._section("budget", BudgetSection, tables.get("budget", {})).model_dump())
         try:
             return Experiment(**sections, method=method, budget=budget)  # type: ignore[arg-type]
         except ExperimentError as error:
@@ -151,6 +147,7 @@ class _Reader:
         for section, key, value, text in sorted(changes, key=lambda change: change[:2] != ("method", "name")):
             table = tables.setdefault(section, {})
             if (section, key) == ("method", "name") and value != table.get("name", MethodSection.name):
+                _change_family(tables, table.get("name", MethodSection.name), value)
                 table.clear()
             table[key] = value
             self._overridden[section, key] = self._overridden[section, None] = f"--set {text}"
@@ -213,10 +210,29 @@ def _parse_override(text: str) -> tuple[str, str, Any]:
     return section, key, parsed["value"] if len(parsed) == 1 else value
 
 
+def _change_family(tables: Tables, before: Any, after: Any) -> None:
+    """Leave out of the family's own sections what a method of another family does not know or would misread."""
+    families = [METHODS[name].family for name in (before, after) if isinstance(name, str) and name in METHODS]
+    if len(set(families)) < 2:
+        return
+    tables.pop("training", None)
+    known = FAMILIES[families[1]]["fleet"].model_fields
+    tables["fleet"] = {key: value for key, value in tables.get("fleet", {}).items() if key in known}
+
+
 def _home(key: str) -> str:
     """Name the section in which a misplaced key belongs, if there is one."""
-    homes = [name for name, model in _SECTIONS.items() if key in model.model_fields]
-    return f"; it belongs in [{homes[0]}]" if len(homes) == 1 else ""
+    common: Mapping[str, type[Section]] = {**_COMMON, "budget": BudgetSection}
+    shared = [name for name, model in common.items() if key in model.model_fields]
+    own = {
+        f: [n for n, model in models.items() if key in model.model_fields] for f, models in FAMILIES.items()
+    }
+    homes = {*shared, *(name for names in own.values() for name in names)}
+    if len(homes) != 1:
+        return ""
+    families = [family for family, names in own.items() if names]
+    of = f" of {families[0]} methods" if len(families) == 1 else ""
+    return f"; it belongs in [{homes.pop()}]{of}"
 
 
 def _shown(value: Any) -> str:

@@ -10,7 +10,7 @@ from leanfleet.federated.fedprox import FedProx
 from leanfleet.federated.fedrolex import FedRolex
 from leanfleet.federated.fjord import Fjord
 from leanfleet.federated.heterofl import HeteroFL
-from leanfleet.federated.method import Method, Optimiser, Options, Report, Setting
+from leanfleet.federated.method import Method, Optimiser, Report, Setting
 from leanfleet.federated.small import Small
 
 METHODS: dict[str, type[Method[Any, Any]]] = {
@@ -21,5 +21,5 @@ METHODS: dict[str, type[Method[Any, Any]]] = {
 
 __all__ = [
     "METHODS", "Distreal", "Ensemble", "FedAvg", "FedProx", "FedRolex", "FederatedDropout", "Fjord", "HeteroFL",
-    "Method", "Optimiser", "Options", "Report", "Setting", "Small",
+    "Method", "Optimiser", "Report", "Setting", "Small",
 ]  # fmt: skip

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from leanfleet.averaging import WeightedSum
 from leanfleet.errors import WireError
-from leanfleet.federated.method import Batches, DeltaMethod, Options, Params, Report, Setting, change
+from leanfleet.federated.method import Batches, DeltaMethod, Params, Report, Setting, change
 from leanfleet.federated.step import Local, Step
 from leanfleet.fleet import Pacer
+from leanfleet.options import Options
 from leanfleet.subnet import Kept
 from leanfleet.subnet.cycle import Cycle
 from leanfleet.subnet.lut import Lut

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import torch
 
-from leanfleet.federated.method import Batches, Options, Params, Report
+from leanfleet.federated.method import Batches, Params, Report
 from leanfleet.federated.step import Step
 from leanfleet.federated.submodel import SubModel
+from leanfleet.options import Options
 from leanfleet.subnet import Kept, SubnetPlan
 from leanfleet.wire import Message
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 from pydantic import Field
 
 from leanfleet.federated.fedavg import WholeNetwork
-from leanfleet.federated.method import Options, Report
+from leanfleet.federated.method import Report
 from leanfleet.federated.step import Step
+from leanfleet.options import Options
 from leanfleet.wire import Message
 
 

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from leanfleet.federated.federated_dropout import fitting_counts
-from leanfleet.federated.method import Batches, Options, Params, Report
+from leanfleet.federated.method import Batches, Params, Report
 from leanfleet.federated.step import Step
 from leanfleet.federated.submodel import SubModel
+from leanfleet.options import Options
 from leanfleet.subnet import Kept
 from leanfleet.wire import Message
 

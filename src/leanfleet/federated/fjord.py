@@ -10,10 +10,11 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from leanfleet.federated.levels import LEVEL, Levels
-from leanfleet.federated.method import Batches, Options, Params, Report, Setting
+from leanfleet.federated.method import Batches, Params, Report, Setting
 from leanfleet.federated.step import Batch, Local
 from leanfleet.fleet import Pacer
 from leanfleet.ledger import PHI
+from leanfleet.options import Options
 from leanfleet.subnet import Kept
 from leanfleet.wire import Message
 

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from leanfleet.errors import WireError
 from leanfleet.federated.levels import LEVEL, Levels
-from leanfleet.federated.method import Batches, Options, Params, Report, Setting
+from leanfleet.federated.method import Batches, Params, Report, Setting
 from leanfleet.federated.step import Step
 from leanfleet.federated.submodel import Places
 from leanfleet.fleet import Pacer
 from leanfleet.ledger import PHI
+from leanfleet.options import Options
 from leanfleet.subnet import Kept
 from leanfleet.wire import Expected, Message
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import ClassVar, Generic, Literal, Protocol, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from leanfleet.averaging import HolderSum, WeightedSum
 from leanfleet.errors import WireError
 from leanfleet.fleet import Pacer
 from leanfleet.ledger import PHI
+from leanfleet.options import Options
 from leanfleet.subnet import SubnetPlan
 from leanfleet.wire import Expected, Message, describe
 
@@ -23,12 +23,6 @@ Params = Mapping[str, Tensor]
 
 # A device may add up in another order than the server.
 _ROUNDING = 1e-6
-
-
-class Options(BaseModel):
-    """A method's own keys of the `[method]` section."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
@@ -109,12 +103,14 @@ class Method(ABC, Generic[O, S]):
     A new method is one file with a subclass of this, and a line in `METHODS`.
 
     Attributes:
+        family: Who talks to whom.
         name: Its name in an experiment file.
         resources: "own" means; "full" gives every device the means to train the whole network in time.
         deadline: Whether a device must finish by the end of the round.
         partial: Whether the work of a device that did not finish can be used.
     """
 
+    family: ClassVar[Literal["federated"]] = "federated"
     name: ClassVar[str]
     Options: ClassVar[type[Options]] = Options
     resources: ClassVar[Literal["own", "full"]] = "own"

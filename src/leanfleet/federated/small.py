@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from leanfleet.errors import ExperimentError
 from leanfleet.federated.fedavg import WholeNetwork
-from leanfleet.federated.method import Options
 from leanfleet.nets import NETWORKS
+from leanfleet.options import Options
 
 
 class SmallOptions(Options):

@@ -18,6 +18,7 @@ from leanfleet.errors import NetworkError, did_you_mean
 from leanfleet.nets.cnn import digits_cnn, femnist_cnn
 from leanfleet.nets.densenet import densenet_bc
 from leanfleet.nets.ensemble import VotingEnsemble, vote
+from leanfleet.nets.lenet import lenet
 from leanfleet.nets.resnet import resnet_20
 from leanfleet.randomness import key
 
@@ -50,6 +51,8 @@ _FEMNIST: Final = (1, 28, 28)
 _DIGITS: Final = (1, 8, 8)
 # Rapp et al. 2022 cut convolutions: in the FEMNIST network, and so in ours for digits, not the linear layer.
 _HIDDEN: Final = ("hidden",)
+# A response norm divides a channel by its neighbours, who would be others in a narrow network.
+_NORMED: Final = ("layer1", "layer2")
 
 NETWORKS: Final[dict[str, Reference]] = {
     reference.name: reference
@@ -73,6 +76,8 @@ NETWORKS: Final[dict[str, Reference]] = {
             small="digits-cnn-small",
         ),
         Reference("digits-cnn-small", partial(digits_cnn, (16, 32, 32), 64), _DIGITS, 10, _HIDDEN),
+        Reference("lenet", partial(lenet, (20, 50, 800, 500)), _CIFAR, 10, _NORMED, small="lenet-small"),
+        Reference("lenet-small", partial(lenet, (10, 25, 400, 250)), _CIFAR, 10, _NORMED),
     )
 }
 

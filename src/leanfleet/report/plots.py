@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from leanfleet.errors import StorageError
-from leanfleet.federated import METHODS
+from leanfleet.experiment import METHODS
 from leanfleet.report.records import Group
 from leanfleet.storage import write_bytes
 

@@ -55,10 +55,8 @@ class Record:
     @property
     def late_share(self) -> float | None:
         """Share of participations that were late; None before the first round."""
-        if not self.totals:
-            return None
-        participations = self.totals.get("round", 0) * self.config["fleet"]["per_round"]
-        return float(self.totals.get("late_share", self.totals["stragglers"] / max(1, participations)))
+        share = self.totals.get("late_share")
+        return None if share is None else float(share)
 
     @property
     def evaluations(self) -> list[dict[str, Any]]:
@@ -170,7 +168,7 @@ def _read(folder: Path) -> Record:
     try:
         config = tomllib.loads(run.experiment_file.read_text(encoding="utf-8"))
         # What tables and plots rely on.
-        config["method"]["name"], config["experiment"]["seed"], config["fleet"]["per_round"]
+        config["method"]["name"], config["experiment"]["seed"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RecordError(f"{run.experiment_file}: damaged: {type(error).__name__}: {error}") from None
     events, summary = tuple(run.events()), run.summary()

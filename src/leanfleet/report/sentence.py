@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from leanfleet.federated import METHODS
+from leanfleet.experiment import METHODS
 from leanfleet.report.tables import Spread, Tables, percent, seconds
 
 

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from leanfleet.federated import METHODS
+from leanfleet.experiment import METHODS
 from leanfleet.report.records import Group, Record
 
 if TYPE_CHECKING:

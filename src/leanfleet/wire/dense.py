@@ -24,7 +24,7 @@ from leanfleet.storage import portable
 from leanfleet.wire.message import Message, Scalar
 
 Expected = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
-"""Name -> (dtype, shape) of every tensor of a message."""
+"""Name -> (dtype, shape) of every tensor of a message. A dimension of -1 may have any size."""
 
 MAX_HEADER_BYTES: Final = 16 * 2**20
 """Names, dtypes and shapes of some 100,000 tensors. Parsing costs far more memory than the header itself."""
@@ -91,7 +91,7 @@ def decode(
     _check_scalars(received, scalars)
     if crc32 != _checksum(buffers, received):
         raise WireError("the message was damaged on the way: its checksum does not fit")
-    return Message({name: _tensor(name, *buffer) for name, buffer in buffers.items()}, received)
+    return Message({name: checked_tensor(name, *buffer) for name, buffer in buffers.items()}, received)
 
 
 def describe(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
@@ -124,10 +124,10 @@ def _split(data: bytes) -> dict[str, _Buffer]:
 def _check_tensors(buffers: Mapping[str, _Buffer], expect: Expected) -> None:
     _check_names("tensor", buffers, expect)
     for name, (dtype, shape, _) in buffers.items():
-        if (dtype, shape) != expect[name]:
-            raise WireError(
-                f"tensor '{name}': {dtype} {shape} instead of {expect[name][0]} {expect[name][1]}"
-            )
+        wanted_dtype, wanted = expect[name]
+        fits = len(shape) == len(wanted) and all(w in (s, -1) for s, w in zip(shape, wanted, strict=True))
+        if dtype != wanted_dtype or not fits:
+            raise WireError(f"tensor '{name}': {dtype} {shape} instead of {wanted_dtype} {wanted}")
 
 
 def _check_names(kind: str, names: Iterable[str], expected: Iterable[str]) -> None:
@@ -176,7 +176,12 @@ def _checksum(buffers: Mapping[str, _Buffer], scalars: Mapping[str, Scalar]) -> 
     return crc
 
 
-def _tensor(name: str, dtype: torch.dtype, shape: tuple[int, ...], data: Any) -> Tensor:
+def checked_tensor(name: str, dtype: torch.dtype, shape: tuple[int, ...], data: Any) -> Tensor:
+    """Return the tensor with these bytes, in whose memory it lives.
+
+    Raises:
+        WireError: If a value is not finite, or a truth value neither 0 nor 1.
+    """
     if not len(data):
         try:
             return torch.empty(shape, dtype=dtype)

@@ -1,0 +1,219 @@
+"""The clients of the split family: what a worker process does with those that it simulates."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from leanfleet.data import Stream, eval_batches
+from leanfleet.engines.center import named
+from leanfleet.engines.job import SplitJob
+from leanfleet.split.client import Client
+from leanfleet.split.payload import receive_gradient, send_activation
+from leanfleet.wire import Message, Payload, Scalar, decode, encode
+from leanfleet.workers import Tick
+
+_EVALUATION_BATCH = 256
+
+
+class Clients:
+    """Some clients of one run; each stays with its worker from the first round to the last."""
+
+    def __init__(self, job: SplitJob, device: str = "cpu") -> None:
+        self.job, self.device = job, torch.device(device)
+        self._clients: dict[int, Client] = {}
+        self._streams: dict[int, Stream] = {}
+        self._waiting: dict[int, Payload] = {}
+
+    def handle(self, asked: Message, tick: Tick) -> Message:
+        """Answer what the centre asks."""
+        s = asked.scalars
+        clients = json.loads(str(s.get("clients", "[]")))
+        match s["task"]:
+            case "alone":
+                return self._alone(json.loads(str(s["steps"])), clients, int(s["round"]), tick)
+            case "step":
+                sends = set(json.loads(str(s["sends"])))
+                return self._step(clients, int(s["round"]), int(s["iteration"]), sends)
+            case "reply":
+                return self._reply(clients, asked.tensors)
+            case "nets":
+                return Message({str(i): as_tensor(self._net(i)) for i in clients})
+            case "load":
+                for i in clients:
+                    self._client(i).load(decode(as_bytes(asked.tensors["mean"])).tensors)
+                return Message()
+            case "states":
+                return Message({f"{i}/{n}": t for i in clients for n, t in self._client(i).tensors().items()})
+            case "restore":
+                for i in clients:
+                    self._client(i).restore(named(asked.tensors, f"{i}/"))
+                return Message()
+            case _:
+                return self._evaluate(clients, asked.tensors)
+
+    def _alone(self, steps: Mapping[str, int], clients: Sequence[int], round: int, tick: Tick) -> Message:
+        """Let clients train for a round without the server, each as many steps as it has time for."""
+        losses: list[float] = []
+        handed = 0
+        for iteration in range(self.job.iterations):
+            for i in clients:
+                if iteration >= steps[str(i)]:
+                    continue
+                _, loss = self._train(i, round, iteration, sends=False)
+                losses += [] if loss is None else [loss]
+                handed += self._hand_over(i)
+            tick()
+        return Message({"losses": torch.tensor(losses, dtype=torch.float64)}, {"handed": handed})
+
+    def _step(self, clients: Sequence[int], round: int, iteration: int, sends: set[int]) -> Message:
+        """Let clients take one step each; those that send, send their activations."""
+        messages: dict[str, Tensor] = {}
+        losses: list[float] = []
+        authors: dict[int, int] = {}
+        handed = 0
+        for i in clients:
+            activation, loss = self._train(i, round, iteration, sends=i in sends)
+            losses += [] if loss is None else [loss]
+            if activation is not None:
+                _, labels = self._batch(i, round, iteration)
+                sent = send_activation(
+                    activation, labels, self.job.method.setting.classes, self.job.method.options.values
+                )
+                self._waiting[i] = sent.activation
+                messages[str(i)] = as_tensor(sent.data)
+                authors[i] = sent.authors_bytes
+            if not (self._client(i).listens and i in sends):
+                handed += self._hand_over(i)
+        told: dict[str, Scalar] = {"handed": handed, "authors": json.dumps(authors)}
+        return Message({**messages, "losses": torch.tensor(losses, dtype=torch.float64)}, told)
+
+    def _reply(self, clients: Sequence[int], replies: Mapping[str, Tensor]) -> Message:
+        """Let clients that wait end their step, with the server's gradient or without."""
+        handed = 0
+        rectified = self.job.method.setting.cut.rectified
+        for i in clients:
+            up = self._waiting.pop(i)
+            reply = replies.get(str(i))
+            gradient = None
+            if reply is not None:
+                gradient = receive_gradient(as_bytes(reply), up, rectified).to(self.device)
+            self._client(i).reply(gradient)
+            handed += self._hand_over(i)
+        return Message({}, {"handed": handed})
+
+    def _train(
+        self, i: int, round: int, iteration: int, *, sends: bool
+    ) -> tuple[Tensor | None, float | None]:
+        client = self._client(i)
+        if not (client.trains or sends):
+            return None, None
+        x, y = self._batch(i, round, iteration)
+        client.set_lr(self.job.method.lr_at(round))
+        return client.step(x, y, sends=sends)
+
+    def _hand_over(self, i: int) -> int:
+        """Give a client's half to the next one, if the method says so; return the bytes that takes."""
+        if not self.job.method.handover:
+            return 0
+        data = encode(Message(self._client(i).own()))
+        self._client((i + 1) % len(self.job.parts)).load(decode(data).tensors)
+        return len(data)
+
+    def _net(self, i: int) -> bytes:
+        return encode(Message(self._client(i).own_net()))
+
+    def _client(self, i: int) -> Client:
+        if i not in self._clients:
+            self._clients[i] = self.job.method.client().to(self.device)
+        return self._clients[i]
+
+    def _batch(self, i: int, round: int, iteration: int) -> tuple[Tensor, Tensor]:
+        if i not in self._streams:
+            job = self.job
+            mean, std = stats(job, i)
+            self._streams[i] = Stream(
+                job.data.train,
+                job.parts[i],
+                batch_size=job.training.batch_size,
+                mean=mean,
+                std=std,
+                stream=(job.experiment.experiment.seed, i, "batches"),
+                augment=job.experiment.data.augment,
+                device=self.device,
+            )
+        return self._streams[i].batch(round * self.job.iterations + iteration)
+
+    def _evaluate(self, clients: Sequence[int], views: Mapping[str, Tensor]) -> Message:
+        """Return each client's accuracy and mean loss on test data like its own."""
+        found = {}
+        for i in clients:
+            view = named(views, f"{i}/") or named(views, "all/")
+            view = {name: t.to(self.device) for name, t in view.items()}
+            found[i] = self._evaluate_one(i, view)
+        return Message({}, {"found": json.dumps(found)})
+
+    def _evaluate_one(self, i: int, view: dict[str, Tensor]) -> tuple[float, float]:
+        job, client = self.job, self._client(i)
+        rows, weights = test_samples(job, i)
+        mean, std = stats(job, i)
+        batches = eval_batches(
+            job.data.test,
+            mean=mean,
+            std=std,
+            seed=0,
+            device=self.device,
+            indices=rows,
+            batch_size=_EVALUATION_BATCH,
+        )
+        hits = loss = 0.0
+        with torch.no_grad():
+            for (x, y), part in zip(batches, batches.rows, strict=True):
+                logits = job.method.logits(view, client.activations(x))
+                weight = weights[part].to(self.device)
+                hits += float((weight * (logits.argmax(1) == y)).sum())
+                loss += float((weight * F.cross_entropy(logits, y, reduction="none")).sum())
+        return hits, loss
+
+
+def test_samples(job: SplitJob, client: int) -> tuple[Tensor, Tensor]:
+    """Return the test samples that are like a client's own, and how much each of them weighs.
+
+    Where data are dealt by writer these are its writer's, if there are any. Else test samples weigh so that the
+    classes' shares are those of the client's training samples (our decision).
+
+    Returns:
+        int64 [rows], and float64 [test samples] that sum up to 1 over the rows.
+    """
+    train, test, own = job.data.train, job.data.test, job.parts[client]
+    if job.experiment.data.partition == "writer" and train.writers is not None and test.writers is not None:
+        rows = (test.writers == train.writers[own[0]]).nonzero().flatten()
+        if len(rows):
+            return rows, torch.full((len(test),), 1 / len(rows), dtype=torch.float64)
+    classes = len(job.data.classes)
+    shares = torch.bincount(train.labels[own], minlength=classes).double()
+    there = torch.bincount(test.labels, minlength=classes).double()
+    weights = (shares / there.clamp(min=1))[test.labels]
+    return weights.nonzero().flatten(), weights / weights.sum()
+
+
+def stats(job: SplitJob, client: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and deviation by which a client's images are normalised."""
+    train = job.data.train
+    by_writer = job.experiment.data.partition == "writer" and train.writers is not None
+    writer = int(train.writers[job.parts[client][0]]) if by_writer and train.writers is not None else None
+    return job.data.stats(writer)
+
+
+def as_tensor(data: bytes) -> Tensor:
+    """Return bytes as a tensor, to travel inside a message between processes."""
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+def as_bytes(tensor: Tensor) -> bytes:
+    """Return the bytes that `as_tensor` was given."""
+    return tensor.numpy().tobytes()

@@ -1,0 +1,154 @@
+"""AdaSplit: clients train on a loss of their own, a bandit chooses whom the server hears, masks make it personal."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from typing import Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from leanfleet.randomness import key, torch_generator
+from leanfleet.split.client import Client
+from leanfleet.split.costs import local_rounds, talkers
+from leanfleet.split.heads import head_macs, projection_head
+from leanfleet.split.masked import MaskedServer, MaskSetting, Scope
+from leanfleet.split.method import SplitMethod, SplitOptions
+from leanfleet.split.ntxent import ntxent
+from leanfleet.split.orchestrator import SELECTIONS, Orchestrator
+from leanfleet.split.server import PlainServer, Server, View
+
+
+class AdaSplitOptions(SplitOptions):
+    """AdaSplit's keys in `[method]`; defaults as in the first author's code, but for `client_nets`.
+
+    Attributes:
+        kappa: Share of the rounds, at the start, in which nothing is sent.
+        eta: Share of the clients that the server hears in an iteration afterwards; at least one.
+        selection: Who they are: by the bandit, at random, all, or in turn.
+        selection_window: Iterations from one selection to the next.
+        gamma: Discount of the bandit (0.87 is commonly cited for the paper).
+        masks: One number a weight, one an output channel (ours), or none.
+        mask_penalty: Weight of the sum of all masks (lambda).
+        mask_scope: Whose masks it shrinks: all clients', or those of the client in the batch (ours).
+        local_loss: Whether clients train on the contrastive loss; else their half stays as it is (unless
+            `server_grad`).
+        head: Whether a projection head stands before it.
+        temperature: Of the contrastive loss (tau).
+        activation_l1: Weight of the activations' L1 norm, summed over batch and units.
+        server_grad: Whether clients that are heard get the gradient of the cross entropy too.
+        client_nets: Whether every client keeps a half of its own (our decision), or hands it over to the next one
+            after every step (the author's code).
+    """
+
+    kappa: float = Field(0.6, ge=0, le=1)
+    eta: float = Field(0.6, ge=0, le=1)
+    selection: Literal["ucb", "random", "all", "round_robin"] = "ucb"
+    selection_window: int = Field(1, ge=1)
+    gamma: float = Field(0.75, gt=0, lt=1)
+    masks: Literal["weight", "channel", "none"] = "weight"
+    mask_penalty: float = Field(1e-3, ge=0)
+    mask_scope: Scope = "all"
+    local_loss: bool = True
+    head: bool = True
+    temperature: float = Field(0.07, gt=0)
+    activation_l1: float = Field(0.0, ge=0)
+    server_grad: bool = False
+    client_nets: Literal["private", "handover"] = "private"
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.activation_l1 and not self.local_loss:
+            raise ValueError("activation_l1: goes with local_loss = true only")
+        return self
+
+
+class AdaSplit(SplitMethod[AdaSplitOptions]):
+    """AdaSplit (Chopra et al. 2021), as the first author's public code has it; all its ablations are options.
+
+    In the first rounds clients train alone, on a contrastive loss of the activations at the cut. In the others the
+    server also hears a few of them, chosen anew at every iteration, and trains its half by cross entropy, through
+    the client's own masks; nothing comes back.
+    """
+
+    name = "adasplit"
+    Options = AdaSplitOptions
+
+    @property
+    def personal(self) -> bool:
+        """With masks every client is served with weights of its own."""
+        return self.options.masks != "none"
+
+    @property
+    def in_turn(self) -> bool:
+        """A half that is handed over is with one client at a time."""
+        return self.handover
+
+    @property
+    def handover(self) -> bool:
+        """As the options have it."""
+        return self.options.client_nets == "handover"
+
+    @property
+    def selection_window(self) -> int:
+        """As the options have it."""
+        return self.options.selection_window
+
+    def local_rounds(self) -> int:
+        """Return floor(kappa * R)."""
+        return local_rounds(self.options.kappa, self.setting.rounds)
+
+    def orchestrator(self) -> Orchestrator:
+        """See `SplitMethod.orchestrator`."""
+        return SELECTIONS[self.options.selection](self.setting.clients, self.options.gamma)
+
+    def selected(self) -> int:
+        """Return max(1, round(eta * N))."""
+        return talkers(self.options.eta, self.setting.clients)
+
+    def client(self) -> Client:
+        """See `SplitMethod.client`."""
+        o, s = self.options, self.setting
+        projects = o.local_loss and o.head
+        return Client(
+            self.halves()[0],
+            head=self._head() if projects else None,
+            head_macs=head_macs(s.cut.shape) if projects else 0,
+            loss=partial(ntxent, temperature=o.temperature) if o.local_loss else None,
+            listens=o.server_grad,
+            lr=s.lr,
+            weight_decay=s.weight_decay,
+            activation_l1=o.activation_l1,
+        )
+
+    def server(self) -> Server:
+        """See `SplitMethod.server`."""
+        o, s = self.options, self.setting
+        net = self.halves()[1]
+        if o.masks == "none":
+            return PlainServer(net, lr=s.lr, weight_decay=s.weight_decay, replies=o.server_grad)
+        return MaskedServer(
+            net,
+            MaskSetting(s.clients, o.masks, o.mask_penalty, o.mask_scope),
+            lr=s.lr,
+            weight_decay=s.weight_decay,
+            replies=o.server_grad,
+            entry=self._entry(),
+            generator=torch_generator(s.seed, "masks"),
+        )
+
+    def logits(self, view: View, activation: Tensor) -> Tensor:
+        """See `SplitMethod.logits`."""
+        return super().logits(view, activation if self.options.masks == "none" else self._entry()(activation))
+
+    def _entry(self) -> nn.Module:
+        """The server with masks norms a convolutional activation once more, as the client's half does last."""
+        norms = [m for m in self.setting.cut.client.modules() if isinstance(m, nn.LocalResponseNorm)]
+        return copy.deepcopy(norms[-1]) if norms and len(self.setting.cut.shape) > 1 else nn.Identity()
+
+    def _head(self) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(key(self.setting.seed, "head"))
+            return projection_head(self.setting.cut.shape)
