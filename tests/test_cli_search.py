@@ -86,6 +86,25 @@ def test_a_search_writes_a_table_and_a_picture_and_shows_them(cli: Cli) -> None:
     assert result.out.startswith(shown.out.rstrip("\n"))
 
 
+def test_a_hypervolume_is_never_shown_without_its_measure(cli: Cli) -> None:
+    shown = cli(*GIVEN).out
+    lines = [line.split()[:2] for line in shown.splitlines() if line.strip().startswith("hypervolume")]
+    assert lines == [
+        [name, f"({measure})"]
+        for name in ("hypervolume", "hypervolume_uniform")
+        for measure in ("accuracy", "loss")
+    ]
+
+
+def test_a_budget_for_nothing_makes_a_table_that_says_so(cli: Cli) -> None:
+    result = cli(*GIVEN, "--budget", "0.001s")
+    assert result.code == 0, result.err
+    table = Lut.load(Path("net.lut"))
+    assert table.origin == "uniform"
+    assert "short trainings 0 of 16" in result.out
+    assert Path("net.png").exists()
+
+
 def test_json_has_every_row(cli: Cli) -> None:
     result = cli(*GIVEN, "--seed", "3", "--json")
     assert result.code == 0, result.err
@@ -113,7 +132,7 @@ def test_progress_goes_to_stderr_in_plain_lines(cli: Cli, monkeypatch: pytest.Mo
     )
     searching = [line for line in lines if line.startswith("generation 1/2")]
     assert searching
-    assert all(", hypervolume " in line and "ETA 0:" in line for line in searching)
+    assert all(", hypervolume (loss) " in line and "ETA 0:" in line for line in searching)
 
 
 def test_seconds_can_be_the_cost(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

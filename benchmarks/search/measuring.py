@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -32,69 +31,42 @@ Watch = Callable[[str, float], None]
 """Is told what is going on, and the share of it that is done."""
 
 
-@dataclass
-class Recorder:
-    """What a search came to after every question, and how long it did anything but train.
+class Recorded:
+    """A strategy that is watched; it answers like the one within.
 
-    Attributes:
-        fronts: Front [m, groups] after every question.
-        trials: Short trainings up to there.
-        seconds_training: Seconds from the first short training of a question to its last, summed up.
-        seconds_outside: Seconds from a question's last short training to the next question.
+    Args:
+        strategy: The one within.
+        fronts: Is given the front [m, groups] after every question.
     """
 
-    fronts: list[Values] = field(default_factory=list)
-    trials: list[int] = field(default_factory=list)
-    seconds_training: float = 0.0
-    seconds_outside: float = 0.0
-    ticked: float | None = None
+    def __init__(self, strategy: Strategy, fronts: list[Values]) -> None:
+        self._strategy, self._fronts = strategy, fronts
+        self.whole = strategy.whole
 
-
-class Recorded:
-    """A strategy that is watched; it answers like the one within."""
-
-    def __init__(self, strategy: Strategy, recorder: Recorder) -> None:
-        self._strategy, self._recorder = strategy, recorder
-        self._asked, self._looked = 0.0, 0.0
-        self._size = 0
-
-    def ask(self) -> Ask | None:
+    def ask(self, trials: float) -> Ask | None:
         """Return the next question."""
-        found, recorder = self._strategy.ask(), self._recorder
-        self._asked = time.perf_counter()
-        if recorder.ticked is not None:
-            recorder.seconds_outside += self._asked - recorder.ticked - self._looked
-            recorder.ticked = None
-        self._size = 0 if found is None else len(found.rates) * found.seeds
-        return found
+        return self._strategy.ask(trials)
 
     def tell(self, f2: Values) -> None:
         """Pass the answer on, and keep the front that comes of it."""
-        recorder = self._recorder
-        # A question that was answered before an interruption has no tick.
-        if recorder.ticked is not None:
-            recorder.seconds_training += recorder.ticked - self._asked
         self._strategy.tell(f2)
-        begun = time.perf_counter()
-        recorder.fronts.append(self._strategy.front())
-        recorder.trials.append((recorder.trials or [0])[-1] + self._size)
-        self._looked = time.perf_counter() - begun
+        self._fronts.append(self._strategy.front())
 
     def front(self) -> Values:
         """Return the best vectors so far."""
         return self._strategy.front()
 
 
-def recorded(protocol: Protocol, recorder: Recorder) -> Protocol:
-    """Return a protocol that searches alike, and tells a recorder."""
+def recorded(protocol: Protocol, fronts: list[Values]) -> Protocol:
+    """Return a protocol that searches alike, and keeps its fronts."""
 
     class Watched(Protocol):
         def make(self, space: Space, seed: int) -> Strategy:
-            return Recorded(super().make(space, seed), recorder)
+            return Recorded(super().make(space, seed), fronts)
 
-    # Its own evaluation of the final front is not what is compared here: one seed is the least it does.
+    # Its own evaluation of the final front is not what is compared here.
     values = {f.name: getattr(protocol, f.name) for f in fields(protocol)}
-    return Watched(**{**values, "fresh": 1})
+    return Watched(**{**values, "fresh": 0})
 
 
 class Judge:
@@ -234,24 +206,22 @@ def _searched(
     """Return what a search came to; its fronts are on the disk before they are judged."""
     path = folder / f"{job.key}.fronts.json"
     if not path.is_file():
-        out, recorder = folder / f"{job.key}.lut", Recorder()
+        out, fronts = folder / f"{job.key}.lut", list[Values]()
 
         def tell(progress: Progress) -> None:
-            if progress.phase == "search":
-                recorder.ticked = time.perf_counter()
             watch(progress.phase, (progress.step + progress.share) / progress.steps)
 
-        table = search(
-            study.recipe.network, data, out, protocol=recorded(study.protocol(job.strategy), recorder),
+        about = search(
+            study.recipe.network, data, out, protocol=recorded(study.protocol(job.strategy), fronts),
             seed=job.seed, workers=workers, resume=out.with_name(out.name + ".partial").exists(), watch=tell,
-        )  # fmt: skip
+        ).about  # fmt: skip
         write_json(path, {
             "identity": study.identity(job),
-            "fronts": [front.tolist() for front in recorder.fronts],
-            "trials": recorder.trials,
-            "seconds": table.about["seconds"],
-            "seconds_training": recorder.seconds_training,
-            "seconds_outside": recorder.seconds_outside,
+            "fronts": [front.tolist() for front in fronts],
+            # Counted, not planned: early rejection saves some.
+            "trials": np.cumsum(about["questions"]).tolist(),
+            "seconds": about["seconds"],
+            "share_outside_training": about["share_outside_training"],
         })  # fmt: skip
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found

@@ -89,10 +89,8 @@ class Found:
     @property
     def outside(self) -> float | None:
         """Share of a generation's time that is not spent on short trainings; None for one that was not searched."""
-        if "seconds_outside" not in self.record:
-            return None
-        outside, training = (float(self.record[f"seconds_{part}"]) for part in ("outside", "training"))
-        return outside / (outside + training)
+        found: float | None = self.record.get("share_outside_training")
+        return found
 
     def samples_to(self, hypervolume: float) -> int | None:
         """Return the samples at the first checkpoint with at least this hypervolume."""

@@ -137,8 +137,9 @@ def _page(
     ])  # fmt: skip
     yield (
         "Mean and deviation over seeds; `-`: not in every run. Samples to 99 %: at the first front judged that has "
-        "99 % of the hypervolume of `paper`'s last one, of the same seed. Time: of the whole search, pre-training and "
-        "a last look at its front included. Outside training: share of a generation's time.\n"
+        "99 % of the hypervolume of `paper`'s last one, of the same seed. Time: of the whole search, pre-training "
+        "included, without a last look at its front. Outside training: share of the generations' time in which no "
+        "worker trained or measured.\n"
     )
     yield "![Hypervolume against training samples](hypervolume.png)\n"
     yield "## Accuracy at fixed MACs\n"

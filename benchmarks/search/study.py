@@ -1,21 +1,27 @@
-"""Compare ways to search, and write their page under docs/results/search/.
+"""Compare ways to search, and what their tables are worth in training; write pages under docs/results/search/.
 
-    python benchmarks/search/study.py femnist --jobs 2
+    python benchmarks/search/study.py --jobs 2                # all studies
+    python benchmarks/search/study.py femnist --jobs 2        # one of them
 
-A study is a recipe: femnist.toml beside this file, or any path. What is finished stays and what was begun goes on, so
-after an interruption the same command does the rest. LEANFLEET_DATA names the folder of the data sets.
+A study is a recipe: femnist.toml beside this file, training/training-femnist.toml, or any path. What is finished stays
+and what was begun goes on, so after an interruption the same command does the rest. LEANFLEET_DATA names the folder of
+the data sets.
 """
 
 from __future__ import annotations
 
 import argparse
+import signal
+import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import torch
 from measuring import check, do
 from result_page import write_page
 from settings import NOISE, Job, Study, load
@@ -25,8 +31,12 @@ from leanfleet.console import clock, progress_bars
 from leanfleet.data import load as load_data
 from leanfleet.engines.local import default_workers
 from leanfleet.errors import ExperimentError, LeanfleetError, StorageError, UserError, did_you_mean
+from leanfleet.nets import NETWORKS, build
+from leanfleet.subnet import SubnetPlan
+from leanfleet.subnet.lut import Lut
 
 HERE = Path(__file__).parent
+ALL = ("femnist", "densenet", "training-femnist", "training-densenet")
 _SECONDS_BETWEEN_LINES = 30.0
 # Passes over samples that a training step takes, beside one that only measures.
 _STEP = 3
@@ -35,8 +45,18 @@ _STEP = 3
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
     given = _parse(arguments)
+    for name in given.studies or ALL:
+        training = HERE / "training" / f"{name}.toml"
+        code = _train(training, given) if training.is_file() else _search(name, given)
+        if code:
+            return code
+    return 0
+
+
+def _search(name: str, given: argparse.Namespace) -> int:
+    """Do a study of searches."""
     try:
-        study = load(_recipe(given.study), given.scale)
+        study = load(_recipe(name), given.scale)
         folder = given.runs / study.name
         check(study, folder)
         if not given.report_only:
@@ -53,9 +73,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _train(recipe: Path, given: argparse.Namespace) -> int:
+    """Do a study of trainings, which is one of DISTREAL's: with the table of the package, and with one rate for all."""
+    network = tomllib.loads(recipe.read_text(encoding="utf-8"))["base"]["network"]["name"]
+    reference = NETWORKS[network]
+    plan = SubnetPlan.trace(build(network), torch.zeros(1, *reference.shape), reference.keep)
+    if Lut.shipped(plan.fingerprint) is None:
+        print(
+            f"error: {recipe.stem}: no searched table of {network} comes with the package yet: "
+            "benchmarks/search/tables.sh makes it", file=sys.stderr,
+        )  # fmt: skip
+        return 2
+    runner = HERE.parent / "distreal" / "study.py"
+    places = ["--runs", str(given.runs), "--output", str(given.output), "--jobs", str(given.jobs)]
+    command = [sys.executable, str(runner), str(recipe), *places, *["--report-only"][: given.report_only]]
+    # Ctrl-C reaches that process too; it ends by itself, and says so.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        # Not inherited: a process that is started while a signal is ignored goes on ignoring it.
+        return subprocess.run(command, preexec_fn=_hear_interrupts, check=False).returncode
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _hear_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("study", help="femnist, densenet, ..., or a path to a recipe")
+    parser.add_argument(
+        "studies", nargs="*", metavar="study", help=f"{', '.join(ALL)}, or a path; all of them"
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs/search"), help="records (runs/search)")
     parser.add_argument(
         "--output", type=Path, default=HERE.parent.parent / "docs/results/search", help="folder of the pages"
@@ -70,7 +119,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _recipe(name: str) -> Path:
     path = Path(name) if name.endswith(".toml") else HERE / f"{name}.toml"
     if not path.is_file():
-        known = [recipe.stem for recipe in HERE.glob("*.toml")]
+        known = [recipe.stem for recipe in (*HERE.glob("*.toml"), *HERE.glob("training/*.toml"))]
         raise ExperimentError(f"{name}: no such study{did_you_mean(name, known)}")
     return path
 
@@ -158,8 +207,7 @@ def _parts(study: Study, job: Job) -> tuple[float, float]:
         return 0.0, float(each * recipe.points * recipe.fresh)
     protocol = study.protocol(job.strategy)
     trial = _STEP * protocol.steps * protocol.batch_size + protocol.held_out
-    questions = 1 + (len(protocol.refits) if protocol.strategy == "model" else protocol.generations)
-    judged = each * recipe.points * recipe.fresh * min(recipe.checkpoints, questions)
+    judged = each * recipe.points * recipe.fresh * min(recipe.checkpoints, protocol.questions)
     return float(trial * protocol.trials), float(judged)
 
 

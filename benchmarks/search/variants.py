@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from leanfleet.search import PAPER, PROTOCOLS, Protocol
+from leanfleet.search import FAST, PAPER, PROTOCOLS, Protocol
 
 UNIFORM: Final = "uniform"
 """One rate for all layers: no search, and so no protocol."""
@@ -20,6 +20,12 @@ VARIANTS: Final[dict[str, Protocol]] = {
     "held-out-1000": replace(PAPER, held_out=1000),
     "quarter-steps": replace(PAPER, steps=16),
     "one-seed": replace(PAPER, seeds=1),
+    "early-rejection": replace(PAPER, screening=True),
+    "seeded": replace(PAPER, seeded=True),
+    "integer": replace(PAPER, integer=True),
+    # And to the fast one.
+    "fast-seeded": replace(FAST, seeded=True),
+    "fast-integer": replace(FAST, integer=True),
 }
 
 _FEWEST = {"population": 8, "generations": 1, "steps": 4, "batch_size": 8, "held_out": 50, "design": 12}

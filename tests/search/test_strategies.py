@@ -1,12 +1,21 @@
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from leanfleet.nets import build
+from leanfleet.search.modelled import Modelled, descent
 from leanfleet.search.objectives import Scale, hypervolume
-from leanfleet.search.protocols import FAST, PAPER, Protocol
-from leanfleet.search.strategies import Chance, Genetic, Modelled, Space
+from leanfleet.search.protocols import FAST, PAPER
+from leanfleet.search.strategies import Chance, Genetic, Space, grid_rates
 from leanfleet.search.surrogate import Additive
+from leanfleet.subnet import SubnetPlan
 
 GROUPS = 6
 # What each layer costs, and what dropping it loses: the best front drops the dear and harmless layers first.
@@ -25,10 +34,12 @@ def truth(rates):
     return (rates / 0.5) ** 1.5 @ HARM / HARM.sum()
 
 
-def play(strategy, noise=0.0, seed=0):
+def play(strategy, noise=0.0, seed=0, trials=math.inf):
+    """Answer all questions that so many short trainings allow."""
     generator = np.random.default_rng(seed)
     asked = []
-    while (question := strategy.ask()) is not None:
+    while (question := strategy.ask(trials)) is not None:
+        trials -= len(question.rates) * question.seeds
         asked.append(question)
         spread = noise / question.seeds**0.5
         strategy.tell(truth(question.rates) + generator.normal(0, spread, len(question.rates)))
@@ -121,9 +132,120 @@ def test_protocols_take_what_the_specification_says():
     )
 
 
-@pytest.mark.parametrize("protocol", [FAST, PAPER])
-def test_a_budget_makes_a_search_smaller(protocol: Protocol):
-    assert protocol.within(10**9) is protocol
-    for share in (2, 5, 50):
-        smaller = protocol.within(protocol.trials // share)
-        assert smaller.trials <= protocol.trials // share or smaller.trials < 250
+def modelled(population=64, seed=0, **more):
+    return Modelled(SPACE, population=population, design=224, refits=(40, 40), seeds=3, seed=seed, **more)
+
+
+@given(st.integers(0, 600))
+@settings(max_examples=15, deadline=None)
+def test_no_more_is_asked_than_time_allows(trials):
+    strategy = modelled()
+    asked = play(strategy, trials=trials)
+    used = sum(len(question.rates) * question.seeds for question in asked)
+    assert used <= min(trials, FAST.trials)
+    # Little is left over, and the design keeps its share of a small budget.
+    assert used >= min(trials, FAST.trials) - 30
+    if asked:
+        assert len(asked[0].rates) == pytest.approx(max(12, 224 * min(1, trials / FAST.trials)), abs=2)
+    front = strategy.front()
+    assert [0.0] * GROUPS in front.tolist()
+    assert [0.5] * GROUPS in front.tolist()
+
+
+@pytest.mark.parametrize("kind", [Genetic, Chance])
+def test_no_generation_begins_that_does_not_fit(kind):
+    strategy = make(kind)
+    assert len(play(strategy, trials=3 * 72 - 1)) == 2
+    assert strategy.ask(71) is None
+    nothing = make(kind)
+    assert nothing.ask(71) is None
+    assert nothing.front().tolist() == SPACE.extremes.tolist()
+
+
+def test_with_more_time_a_modelled_search_goes_on():
+    short, whole = modelled(), modelled()
+    first = play(short, trials=100)
+    more = play(short)
+    assert sum(len(q.rates) * q.seeds for q in first + more) == pytest.approx(FAST.trials, abs=30)
+    design = [q.rates for q in first + more if q.seeds == 1]
+    assert np.array_equal(np.concatenate(design), whole.ask(math.inf).rates)
+
+
+@pytest.mark.parametrize("kind", [Chance, Modelled])
+def test_what_was_not_measured_is_not_believed(kind):
+    strategy = make(kind) if kind is Chance else modelled()
+    question = strategy.ask(math.inf)
+    f2 = truth(question.rates)
+    f2[5:] = np.nan
+    strategy.tell(f2)
+    assert strategy.whole is False
+    known = {tuple(vector) for vector in question.rates[:5].tolist()} | {(0.0,) * GROUPS, (0.5,) * GROUPS}
+    front = strategy.front()
+    assert np.isfinite(front).all()
+    assert kind is Modelled or {tuple(vector) for vector in front.tolist()} <= known
+
+
+@pytest.mark.parametrize("kind", [Genetic, Chance])
+def test_a_seeded_population_has_vectors_that_need_no_search(kind):
+    rates = make(kind, seeded=True).ask(math.inf).rates
+    assert len(rates) == 24
+    assert rates[:2].tolist() == SPACE.extremes.tolist()
+    one, rising, falling = rates[2:5], rates[5:8], rates[8:11]
+    assert (np.ptp(one, axis=1) < 1e-12).all()
+    assert (np.diff(rising, axis=1) >= 0).all()
+    assert (np.ptp(rising, axis=1) > 0).all()
+    assert np.array_equal(falling, rising[:, ::-1])
+    assert not np.array_equal(make(kind).ask(math.inf).rates, rates)
+
+
+def test_a_seeded_design_begins_with_them():
+    rates = modelled(seeded=True).ask(math.inf).rates
+    assert len(rates) == 224
+    assert (np.ptp(rates[:14], axis=1) < 1e-12).all()
+    assert np.array_equal(rates[42:], modelled().ask(math.inf).rates[:182])
+
+
+GRID = Space(GROUPS, cost, SPACE.scale, tuple(np.array([0.0, 0.25, 0.5]) for _ in range(GROUPS)))
+
+
+@pytest.mark.parametrize("strategy", [PAPER, replace(PAPER, strategy="chance"), FAST])
+def test_integer_genes_stay_on_the_grid(strategy):
+    made = replace(strategy, population=16, generations=3, seeded=True).make(GRID, 0)
+    asked = play(made)
+    rates = np.concatenate([question.rates for question in asked] + [made.front()])
+    assert np.isin(rates, [0.0, 0.25, 0.5]).all()
+    assert len(np.unique(rates, axis=0)) > 8
+
+
+def test_grid_rates_keep_the_counts_of_the_grid():
+    plan = SubnetPlan.trace(build("digits-cnn"), torch.zeros(2, 1, 8, 8), ("hidden",))
+    for group, rates in zip(plan.groups, grid_rates(plan.groups), strict=True):
+        counts = [group.neighbours(rate) for rate in rates.tolist()]
+        assert all(low == high for _, low, high in counts)
+        assert rates.tolist() == sorted(rates.tolist())
+        assert (rates[0], rates[-1]) == (0.0, 0.5)
+
+
+@given(st.integers(0, 1000))
+@settings(max_examples=20, deadline=None)
+def test_a_descent_passes_ever_cheaper_vectors_down_to_the_last(seed):
+    generator = np.random.default_rng(seed)
+    model = Additive(*generator.uniform(0, 1, (2, GROUPS)))
+    passed = descent(SPACE, model)
+    assert passed[0].tolist() == [0.0] * GROUPS
+    assert passed[-1].tolist() == [0.5] * GROUPS
+    assert (np.diff(passed, axis=0) >= 0).all()
+    assert (np.diff(SPACE.f1(passed)) < 0).all()
+    assert (np.diff(model(passed)) >= 0).all()
+
+
+def test_a_descent_finds_what_evolution_finds_on_the_same_model():
+    model = Additive(HARM / 20, HARM / 10)
+
+    def worth(rates):
+        return hypervolume(SPACE.f1(rates), model(rates) / model(SPACE.extremes[1:])[0])
+
+    genetic = Genetic(SPACE, population=64, generations=60, seeds=1, seed=0)
+    while (question := genetic.ask(math.inf)) is not None:
+        genetic.tell(model(question.rates) / model(SPACE.extremes[1:])[0])
+    assert worth(descent(SPACE, model)) >= worth(genetic.front()) - 1e-3

@@ -11,7 +11,7 @@ from leanfleet.federated import Optimiser
 from leanfleet.nets import build
 from leanfleet.randomness import torch_generator
 from leanfleet.search.proxy import proxy
-from leanfleet.search.trials import Bench, Pool, Task, nested
+from leanfleet.search.trials import Bench, Pool, Task, measured, nested
 from leanfleet.subnet import SubnetPlan
 
 PLAN = SubnetPlan.trace(build("densenet-bc-19"), torch.zeros(2, 3, 32, 32))
@@ -89,3 +89,18 @@ def test_workers_find_what_one_process_finds(task):
         finally:
             pool.close()
     assert np.array_equal(found[0], found[1])
+
+
+def test_what_time_does_not_allow_is_left_out(task):
+    rates, costs = np.full((5, 3), 0.5), np.arange(5.0)
+    pool = Pool(task, 1)
+    pool.begin(task.plan()[1])
+    ticks: list[None] = []
+    # How long one takes is not known before the first.
+    first = pool.gains(rates, np.arange(5), costs, lambda: ticks.append(None), seconds=0.0)
+    assert measured(first).tolist() == [False] * 4 + [True]
+    assert len(ticks) == pool.trials == 1
+    assert not measured(pool.gains(rates, np.arange(5), costs, lambda: None, seconds=0.0)).any()
+    whole = pool.gains(rates, np.arange(5), costs, lambda: None)
+    assert measured(whole).all()
+    assert whole[4].tolist() == first[4].tolist()

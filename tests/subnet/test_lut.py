@@ -11,7 +11,7 @@ from torch import nn
 from leanfleet.errors import LutError
 from leanfleet.storage import save_tensors
 from leanfleet.subnet import SubnetPlan
-from leanfleet.subnet.lut import Lut
+from leanfleet.subnet.lut import Lut, Row
 
 
 def small(channels: int = 16) -> nn.Module:
@@ -45,6 +45,42 @@ def test_pick_takes_the_most_expensive_row_that_fits(share):
 
 def test_pick_at_a_rows_own_cost_takes_that_row():
     assert all(UNIFORM.pick(row.macs) == row for row in UNIFORM.rows)
+
+
+TIMED = st.lists(
+    st.tuples(st.integers(1, 9), st.floats(0.01, 9), st.none() | st.floats(0, 1)), min_size=1, max_size=8
+)
+
+
+def timed(columns):
+    rows = [Row((0.25, 0.25), float(m), f2, None, s) for m, s, f2 in sorted(columns, key=lambda c: c[0])]
+    return Lut(tuple(rows), (("a", 16), ("b", 24)), "x", "y")
+
+
+@given(TIMED, st.floats(0, 10))
+def test_of_rows_that_are_pareto_in_seconds_the_slowest_that_fits_is_picked(columns, budget):
+    table = timed(columns)
+    fitting = [row for row in table.rows if row.macs <= budget]
+    picked = table.pick(budget)
+    if not fitting:
+        assert picked is table.cheapest
+    else:
+        assert picked in fitting
+        assert picked.seconds == max(row.seconds for row in fitting)
+
+
+def test_a_larger_budget_never_picks_what_loses_more():
+    # Pareto-optimal in seconds; by MACs alone a budget of 7 would take the row that loses most but one.
+    table = timed([(4, 1.0, 1.0), (7, 1.5, 0.8), (6, 2.0, 0.5), (9, 3.0, 0.0)])
+    assert [table.pick(budget).f2 for budget in (4, 5, 6, 7, 8, 9)] == [1.0, 1.0, 0.5, 0.5, 0.5, 0.0]
+
+
+@given(TIMED)
+def test_what_was_not_measured_stays_unknown_on_the_disk(tmp_path_factory, columns):
+    path = tmp_path_factory.mktemp("lut") / "a.lut"
+    table = timed(columns)
+    table.save(path)
+    assert Lut.load(path).rows == table.rows
 
 
 def test_a_saved_table_comes_back_equal(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any, Self
@@ -66,6 +67,9 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Search Pareto-optimal dropout vectors for a network; write a table that DISTREAL's devices pick from."""
+    # The imports below take seconds, too.
+    begun = time.monotonic()
+    seconds = None if budget is None else parse_time(budget)
     from dataclasses import replace
 
     from leanfleet.engines.local import default_workers
@@ -81,7 +85,7 @@ def search(
     # Not after hours of searching. The plot of a table net.lut is net.png.
     if out.is_dir() or out.suffix == ".png":
         raise UserError(f"-o {out}: should be a file such as net.lut")
-    with SearchDisplay(out) as display:
+    with SearchDisplay(out, PROTOCOLS[protocol].measure) as display:
         lut = run_search(
             network,
             data,
@@ -92,7 +96,7 @@ def search(
             optimiser=replace(OPTIMISER, lr=lr),
             seed=seed,
             workers=workers or default_workers(),
-            budget_seconds=None if budget is None else parse_time(budget),
+            budget_seconds=None if seconds is None else seconds - (time.monotonic() - begun),
             resume=resume,
             watch=display,
         )
@@ -123,10 +127,15 @@ def parse_time(text: str) -> float:
 
 
 class SearchDisplay:
-    """Shows how far a search is: a bar on a terminal, elsewhere a plain line now and then."""
+    """Shows how far a search is: a bar on a terminal, elsewhere a plain line now and then.
 
-    def __init__(self, out: Path) -> None:
-        self._out = out
+    Args:
+        out: File of the table.
+        measure: What hypervolumes on the way are of.
+    """
+
+    def __init__(self, out: Path, measure: str) -> None:
+        self._out, self._measure = out, measure
         self._bars = progress_bars()
         self._printed = time.monotonic()
         self._task: Any = None
@@ -152,7 +161,8 @@ class SearchDisplay:
 
     def __call__(self, progress: Progress) -> None:
         """Show progress; the search's `watch`."""
-        volume = "" if progress.hypervolume is None else f", hypervolume {progress.hypervolume:.3f}"
+        measured = progress.hypervolume
+        volume = "" if measured is None else f", hypervolume ({self._measure}) {measured:.3f}"
         title = f"{_TITLES[progress.phase]} {progress.step}/{progress.steps}"
         status = f"ETA {clock(progress.seconds_left)}{volume}"
         if self._bars is not None:
@@ -196,13 +206,27 @@ def _show(file: Path, found: Lut, as_json: bool, plot: Path | None = None) -> No
         for number, row in enumerate(found.rows)
     ]
     names = ("row", "MACs", "% of full", "gain lost", "+-", *(["step ms"] if timed else []), "rates")
-    simple = ("network", "data", "seed", "version", "start_accuracy", "hypervolume", "hypervolume_uniform",
-              "training_samples", "seconds")  # fmt: skip
-    known = [
-        ("origin", found.origin),
-        ("groups", len(found.groups)),
-        *((k, about[k]) for k in simple if k in about),
-    ]
+    known = [("origin", found.origin), ("groups", len(found.groups)), *_known(about)]
     print_tables([simple_table(str(file), ("what", "value"), known), simple_table(None, names, cells)])
     if plot is not None:
         print(f"plot: {plot}")
+
+
+def _known(about: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return what people want to know of a search; a hypervolume always with what it is of."""
+    found = [
+        (name, about[name])
+        for name in ("network", "data", "seed", "version", "start_accuracy")
+        if name in about
+    ]
+    for name in ("hypervolume", "hypervolume_uniform"):
+        for measure, volume in about.get(name, {}).items():
+            found.append((f"{name} ({measure})", "-" if volume is None else f"{volume:.4f}"))
+    found += [(name, about[name]) for name in ("training_samples", "seconds") if name in about]
+    if "share_outside_training" in about:
+        found.append(("outside training", f"{100 * about['share_outside_training']:.1f} %"))
+    if about.get("interpolated"):
+        found.append(("interpolated rows", ", ".join(map(str, about["interpolated"]))))
+    if about.get("cut_short"):
+        found.append(("cut short", "; ".join(about["cut_short"])))
+    return found

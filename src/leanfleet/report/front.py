@@ -33,9 +33,18 @@ def draw_front(lut: Lut, path: Path) -> Path:
     axes = figure.subplots()
     about = lut.about
     for key, label, style, colour in _LINES:
-        x, y, error = np.array(sorted(about.get(key, [])), dtype=np.float64).reshape(-1, 3).T
+        points = sorted(about.get(key, []), key=lambda point: point[0])
+        x, y, error = np.array(points, dtype=np.float64).reshape(-1, 3).T
         axes.errorbar(
-            x, y, error, fmt=style, color=colour, label=label, markersize=3.5, linewidth=1.2, elinewidth=0.8
+            x,
+            y,
+            np.nan_to_num(error),
+            fmt=style,
+            color=colour,
+            label=label,
+            markersize=3.5,
+            linewidth=1.2,
+            elinewidth=0.8,
         )
     measure = about.get("measure", "accuracy")
     axes.set_xlabel(
@@ -57,5 +66,12 @@ def draw_front(lut: Lut, path: Path) -> Path:
 def _title(lut: Lut) -> str:
     """Name network and search, and say what a bar is."""
     parts = [Path(str(lut.about["network"])).name] if "network" in lut.about else []
-    seeds = [f"standard error of {lut.about['fresh_seeds']} seeds"] if "fresh_seeds" in lut.about else []
+    count = lut.about.get("fresh_seeds", 0)
+    seeds = (
+        [f"standard error of {count} seeds"]
+        if count > 1
+        else [f"{count} seeds"]
+        if "fresh_seeds" in lut.about
+        else []
+    )
     return ", ".join([*parts, lut.origin, *seeds])

@@ -2,7 +2,8 @@
 
 from leanfleet.search.objectives import Scale, hypervolume
 from leanfleet.search.protocols import FAST, PAPER, PROTOCOLS, Protocol
-from leanfleet.search.run import OPTIMISER, Progress, search
+from leanfleet.search.run import OPTIMISER, search
+from leanfleet.search.trainings import Progress
 
 __all__ = [
     "FAST",

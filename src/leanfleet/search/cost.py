@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -17,11 +18,12 @@ from leanfleet.search.trials import Task, Values
 from leanfleet.subnet import SubnetPlan
 
 _VECTORS, _WARM_UP, _REPEATS = 30, 3, 5
+_FEWEST_VECTORS = 6
 
 
 def macs(plan: SubnetPlan) -> Callable[[Values], Values]:
     """Return the cost function of expected forward MACs per sample."""
-    return lambda rates: np.array([plan.macs(vector) for vector in rates])
+    return plan.macs_of_vectors
 
 
 @dataclass(frozen=True)
@@ -40,19 +42,29 @@ class StepTime:
     coefficients: Values
 
     @classmethod
-    def profile(cls, task: Task, seed: int = 0) -> Self:
-        """Time random vectors on this machine, in one thread, and fit."""
+    def profile(cls, task: Task, seed: int = 0, seconds: float = math.inf) -> Self:
+        """Time random vectors on this machine, in one thread, and fit.
+
+        Args:
+            task: What a step is.
+            seed: Decides the vectors.
+            seconds: When to stop at the latest; some vectors are timed whatever it says.
+        """
         from scipy.optimize import nnls
 
         plan, params = task.plan()
         drawn = numpy_generator(seed, "profile").uniform(0, 0.5, (_VECTORS - 2, len(plan.groups)))
         rates = np.concatenate([np.zeros((1, drawn.shape[1])), np.full((1, drawn.shape[1]), 0.5), drawn])
-        seconds = np.array([_time(plan, params, task, vector) for vector in rates])
-        features = np.stack([_features(plan, vector) for vector in rates])
+        found, begun = list[float](), time.monotonic()
+        for number, vector in enumerate(rates):
+            if number >= _FEWEST_VECTORS and time.monotonic() - begun > seconds:
+                break
+            found.append(_time(plan, params, task, vector))
+        features = np.stack([_features(plan, vector) for vector in rates[: len(found)]])
         # Columns of one size: the solver stops at a tolerance.
         size = np.maximum(features.max(axis=0), 1e-12)
-        found, _ = nnls(features / size, seconds)
-        return cls(plan, found / size)
+        fitted, _ = nnls(features / size, np.array(found))
+        return cls(plan, fitted / size)
 
     def __call__(self, rates: Values) -> Values:
         """Return seconds [n] of vectors [n, groups]."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, Literal
 
-from leanfleet.search.strategies import Chance, Genetic, Modelled, Space, Strategy
+from leanfleet.search.modelled import Modelled
+from leanfleet.search.strategies import Chance, Genetic, Space, Strategy
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,10 @@ class Protocol:
         anchors: Seeds that the two constant vectors are trained with first.
         fresh: New seeds that the final front is trained with, to get rid of lucky rows.
         start_accuracy: Accuracy at which pre-training stops: near half of the final one (our decision).
+        screening: Whether a vector that is clearly beaten after its first seed gets no more seeds.
+        seeded: Whether the first vectors are, beside random ones, such as need no search: one rate for all layers,
+            rates that rise or fall with depth.
+        integer: Whether rates are only those at which a layer keeps exactly a count of its grid.
     """
 
     name: str
@@ -45,32 +50,29 @@ class Protocol:
     anchors: int = 10
     fresh: int = 10
     start_accuracy: float = 0.45
+    screening: bool = False
+    seeded: bool = False
+    integer: bool = False
 
     def make(self, space: Space, seed: int) -> Strategy:
         """Return what chooses the vectors."""
+        common = {"population": self.population, "seeds": self.seeds, "seed": seed, "seeded": self.seeded}
         if self.strategy == "model":
-            sizes = {"population": self.population, "design": self.design, "refits": self.refits}
-            return Modelled(space, **sizes, seeds=self.seeds, seed=seed)  # type: ignore[arg-type]
+            return Modelled(space, **common, design=self.design, refits=self.refits)  # type: ignore[arg-type]
         kind = Genetic if self.strategy == "genetic" else Chance
-        generations = {"population": self.population, "generations": self.generations}
-        return kind(space, **generations, seeds=self.seeds, seed=seed)
+        return kind(space, **common, generations=self.generations)  # type: ignore[arg-type]
 
     @property
     def trials(self) -> int:
-        """Short trainings until the front is known; those of the anchors and the final front come on top."""
+        """Short trainings until the front is known, at most; those of anchors and final front come on top."""
         if self.strategy == "model":
             return self.design + self.seeds * sum(self.refits)
         return self.seeds * self.population * (self.generations + 1)
 
-    def within(self, trials: int) -> Protocol:
-        """Return the protocol with at most so many short trainings, as far as it can do with fewer."""
-        if trials >= self.trials:
-            return self
-        if self.strategy == "model":
-            share = trials / self.trials
-            refits = tuple(max(4, int(n * share)) for n in self.refits)
-            return replace(self, design=max(12, int(self.design * share)), refits=refits)
-        return replace(self, generations=max(0, trials // (self.seeds * self.population) - 1))
+    @property
+    def questions(self) -> int:
+        """How often the strategy asks, with time enough."""
+        return 1 + (len(self.refits) if self.strategy == "model" else self.generations)
 
 
 PAPER: Final = Protocol("paper", "genetic", "accuracy", common=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -15,7 +16,11 @@ from leanfleet.errors import LutError, RecordError
 from leanfleet.search.trials import Values
 from leanfleet.storage import load_tensors, save_tensors
 
-_FORMAT = 1
+_FORMAT = 2
+_NUMBERS = (
+    "start_accuracy", "allowed", "final_line", "final_mixed", "budget", "training_samples", "seconds",
+    "seconds_training", "seconds_search", "seconds_outside",
+)  # fmt: skip
 
 
 @dataclass
@@ -27,15 +32,20 @@ class State:
         settings: What was asked for; a search goes on only with the same.
         params: What short trainings start from; empty before pre-training is done.
         anchors: Gains [2, 2] of the constant vectors, a seed each: (vector, measure).
-        told: Gains [n, 2] of every question's short trainings.
+        told: Gains [n, 2] of every question's short trainings; NaN where there was no time for one.
+        allowed: How many short trainings each question was allowed to ask for.
         final_rates: The vectors [m, groups] whose gains are measured anew at the end.
         final: Gains [m, 2] of those, a seed each.
         profile: Coefficients of the step time, where that is the cost.
         start_accuracy: Accuracy of `params`.
-        trials: Short trainings that the budget allows, once known.
+        final_line: How many of those have one rate for all layers.
+        final_mixed: How many of them lie between two that were chosen.
+        budget: Seconds that were allowed for everything.
         training_samples: Samples that short trainings have seen, those of the final front included.
         seconds: Time spent.
         seconds_training: Of that, the time in which workers trained and measured.
+        seconds_search: Time between the anchors and the final front.
+        seconds_outside: Of that, the time in which no worker trained or measured.
     """
 
     path: Path
@@ -47,10 +57,15 @@ class State:
     final: list[Values] = field(default_factory=list)
     profile: Values | None = None
     start_accuracy: float = 0.0
-    trials: int | None = None
+    allowed: list[float] = field(default_factory=list)
+    final_line: int = 0
+    final_mixed: int = 0
+    budget: float = math.inf
     training_samples: int = 0
     seconds: float = 0.0
     seconds_training: float = 0.0
+    seconds_search: float = 0.0
+    seconds_outside: float = 0.0
 
     @staticmethod
     def place(out: Path, *, resume: bool) -> Path:
@@ -82,6 +97,8 @@ class State:
         try:
             tensors, metadata = load_tensors(path)
             about = json.loads(metadata["search"])
+            if about["format"] != _FORMAT:
+                raise LutError(f"{path}: of another version of leanfleet; remove it and search anew")
             found = cls(
                 path,
                 about["settings"],
@@ -95,8 +112,6 @@ class State:
             )
         except (RecordError, KeyError, ValueError, TypeError) as error:
             raise LutError(f"{path}: damaged: {error}; remove it and search anew") from error
-        if about["format"] != _FORMAT:
-            raise LutError(f"{path}: of another version of leanfleet; remove it and search anew")
         for name, value in settings.items():
             if found.settings.get(name) != value:
                 raise LutError(
@@ -104,6 +119,12 @@ class State:
                     "give the same, or remove the file"
                 )
         return found
+
+    def reopen(self, budget: float) -> None:
+        """Take note of how many seconds are allowed now; with more than before, the search itself goes on."""
+        if budget > self.budget:
+            self.final_rates, self.final = None, []
+        self.budget = budget
 
     def save(self) -> None:
         """Write everything, whole or not at all.
@@ -125,13 +146,7 @@ class State:
             "anchors": len(self.anchors),
             "told": len(self.told),
             "final": len(self.final),
-            "numbers": {
-                "start_accuracy": self.start_accuracy,
-                "trials": self.trials,
-                "training_samples": self.training_samples,
-                "seconds": self.seconds,
-                "seconds_training": self.seconds_training,
-            },
+            "numbers": {name: getattr(self, name) for name in _NUMBERS},
         }
         save_tensors(self.path, tensors, {"search": json.dumps(about)})
 

@@ -1,4 +1,4 @@
-"""What to try next: NSGA-II as in the paper, a fitted model instead of most short trainings, or chance."""
+"""What to try next: NSGA-II as in the paper, or chance; `modelled` has the strategy of the fast protocol."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import numpy as np
 
 from leanfleet.randomness import key, numpy_generator
 from leanfleet.search.objectives import Scale, equidistant, nondominated
-from leanfleet.search.surrogate import Additive
 from leanfleet.search.trials import Values
+from leanfleet.subnet.counts import ChannelGroup
 
 HIGHEST = 0.5
 """Largest rate: those above hurt the final accuracy (Rapp et al. 2022)."""
+
+# Of a first population that is not all drawn: one rate for all layers, rates that rise and that fall with depth.
+_SEEDED = 0.125
 
 
 @dataclass(frozen=True)
@@ -25,11 +28,13 @@ class Space:
         groups: Number of rates in a vector.
         cost: Costs [n] of vectors [n, groups].
         scale: Normalises the objectives.
+        grid: The rates that each group may have, ascending; any from 0 to `HIGHEST` if None.
     """
 
     groups: int
     cost: Callable[[Values], Values]
     scale: Scale
+    grid: tuple[Values, ...] | None = None
 
     def f1(self, rates: Values) -> Values:
         """Return the first objective of vectors [n, groups]."""
@@ -39,6 +44,24 @@ class Space:
     def extremes(self) -> Values:
         """The two constant vectors, [2, groups]."""
         return np.array([[0.0] * self.groups, [HIGHEST] * self.groups])
+
+    def snap(self, rates: Values) -> Values:
+        """Return vectors [n, groups] with the nearest rates that there may be."""
+        if self.grid is None:
+            return rates
+        columns = [
+            allowed[np.abs(allowed - column[:, None]).argmin(axis=1)]
+            for allowed, column in zip(self.grid, rates.T, strict=True)
+        ]
+        return np.stack(columns, axis=1)
+
+
+def grid_rates(groups: tuple[ChannelGroup, ...]) -> tuple[Values, ...]:
+    """Return the rates at which every group keeps exactly a count of its grid, from 0 to `HIGHEST`, ascending."""
+    return tuple(
+        np.array([1 - n / g.channels for n in reversed(g.grid) if n >= (1 - HIGHEST) * g.channels])
+        for g in groups
+    )
 
 
 @dataclass(frozen=True)
@@ -57,28 +80,35 @@ class Ask:
 class Strategy(Protocol):
     """Asks for vectors and is told what they lose: the same questions in the same order for the same answers."""
 
-    def ask(self) -> Ask | None:
-        """Return what to train next; None at the end."""
+    whole: bool
+    """Whether an answer that lacks a vector is no use to it."""
+
+    def ask(self, trials: float) -> Ask | None:
+        """Return what to train next, at most so many short trainings; None at the end, or if nothing fits."""
 
     def tell(self, f2: Values) -> None:
-        """Learn the second objective [n] of what was asked last, a mean over seeds."""
+        """Learn the second objective [n] of what was asked last, a mean over seeds; NaN where time ran out."""
 
     def front(self) -> Values:
-        """Return the best vectors so far, [m, groups]."""
+        """Return the best vectors so far, [m, groups]; the extremes at least."""
 
 
 class Genetic:
     """NSGA-II (Deb et al. 2002) with the extremes in the first population, operators as pygmo has them by default."""
 
-    def __init__(self, space: Space, *, population: int, generations: int, seeds: int, seed: int) -> None:
+    whole = True
+
+    def __init__(
+        self, space: Space, *, population: int, generations: int, seeds: int, seed: int, seeded: bool = False
+    ) -> None:
         self._space, self._seeds = space, seeds
-        self._left = generations + 1
-        self._algorithm = _nsga2(space, _first(space, population, seed), population, generations + 1, seed)
+        self._population, self._left = population, generations + 1
+        self._algorithm = _nsga2(space, _first(space, population, seed, seeded), generations + 1, seed)
         self._asked: Any = None
 
-    def ask(self) -> Ask | None:
+    def ask(self, trials: float) -> Ask | None:
         """Return the next generation."""
-        if self._left == 0:
+        if self._left == 0 or trials < self._population * self._seeds:
             return None
         self._asked = self._algorithm.ask()
         return Ask(self._asked.get("X").astype(np.float64), self._seeds)
@@ -92,6 +122,8 @@ class Genetic:
     def front(self) -> Values:
         """Return the population's vectors that no other one beats."""
         survivors = self._algorithm.pop
+        if survivors is None or len(survivors) == 0:
+            return self._space.extremes
         f1, f2 = survivors.get("F").T
         found: Values = survivors.get("X")[nondominated(f1, f2)]
         return found
@@ -100,29 +132,38 @@ class Genetic:
 class Chance:
     """Random vectors, the extremes first: what any search has to beat."""
 
-    def __init__(self, space: Space, *, population: int, generations: int, seeds: int, seed: int) -> None:
+    whole = False
+
+    def __init__(
+        self, space: Space, *, population: int, generations: int, seeds: int, seed: int, seeded: bool = False
+    ) -> None:
         self._space, self._seeds, self._seed = space, seeds, seed
-        self._population, self._generations = population, generations + 1
+        self._population, self._generations, self._seeded = population, generations + 1, seeded
         self._told: list[tuple[Values, Values]] = []
         self._asked: Values = space.extremes[:0]
 
-    def ask(self) -> Ask | None:
+    def ask(self, trials: float) -> Ask | None:
         """Return as many vectors as a generation of `Genetic` has."""
         done = len(self._told)
-        if done == self._generations:
+        if done == self._generations or trials < self._population * self._seeds:
             return None
-        drawn = numpy_generator(self._seed, done, "search chance").uniform(
-            0, HIGHEST, (self._population, self._space.groups)
-        )
-        self._asked = np.concatenate([self._space.extremes, drawn[2:]]) if done == 0 else drawn
+        if done == 0:
+            self._asked = _first(self._space, self._population, self._seed, self._seeded)
+        else:
+            generator = numpy_generator(self._seed, done, "search chance")
+            drawn = generator.uniform(0, HIGHEST, (self._population, self._space.groups))
+            self._asked = self._space.snap(drawn)
         return Ask(self._asked, self._seeds)
 
     def tell(self, f2: Values) -> None:
         """Remember."""
-        self._told.append((self._asked, f2))
+        known = ~np.isnan(f2)
+        self._told.append((self._asked[known], f2[known]))
 
     def front(self) -> Values:
         """Return the vectors that no other one beats, at most as many as a generation has."""
+        if not self._told:
+            return self._space.extremes
         rates, f2 = (np.concatenate(part) for part in zip(*self._told, strict=True))
         f1 = self._space.f1(rates)
         best = nondominated(f1, f2)
@@ -130,97 +171,40 @@ class Chance:
         return found
 
 
-class Modelled:
-    """Trains a random design, fits an additive model of the second objective, then trains and refits its front.
-
-    The first objective is free, so only the second needs a model (our decision): one curve a layer, see `Additive`.
-
-    Args:
-        space: What to choose from.
-        population: Vectors of the front.
-        design: Random vectors at the start, one short training each.
-        refits: How often the model's front is trained, and how many vectors of it.
-        seeds: Short trainings of each of those.
-        seed: Everything random.
-    """
-
-    def __init__(
-        self, space: Space, *, population: int, design: int, refits: tuple[int, ...], seeds: int, seed: int
-    ) -> None:
-        self._space, self._population, self._seed = space, population, seed
-        self._seeds, self._refits = seeds, refits
-        self._rates = _design(space, design, seed)
-        self._f2: Values = np.empty(0)
-        self._weights: Values = np.empty(0)
-        self._round = 0
-
-    def ask(self) -> Ask | None:
-        """Return the design, then points of the model's front."""
-        if self._round == 0:
-            return Ask(self._rates, 1)
-        if self._round > len(self._refits):
-            return None
-        front = self.front()
-        self._asked = front[equidistant(self._space.f1(front), self._refits[self._round - 1])]
-        self._rates = np.concatenate([self._rates, self._asked])
-        return Ask(self._asked, self._seeds)
-
-    def tell(self, f2: Values) -> None:
-        """Remember; the model is fitted when it is asked for."""
-        seeds = 1 if self._round == 0 else self._seeds
-        self._f2 = np.concatenate([self._f2, f2])
-        self._weights = np.concatenate([self._weights, np.full(len(f2), float(seeds))])
-        self._round += 1
-
-    def front(self) -> Values:
-        """Return the model's front, spread evenly in cost, the extremes among it."""
-        told = len(self._f2)
-        model = Additive.fit(self._rates[:told], self._f2, self._weights, HIGHEST)
-        algorithm = _nsga2(
-            self._space,
-            _first(self._space, _MODEL_POPULATION, self._seed),
-            _MODEL_POPULATION,
-            _MODEL_GENERATIONS,
-            self._seed,
-        )
-        for _ in range(_MODEL_GENERATIONS):
-            asked = algorithm.ask()
-            rates = asked.get("X").astype(np.float64)
-            asked.set("F", np.stack([self._space.f1(rates), model(rates)], axis=1))
-            algorithm.tell(infills=asked)
-        found = np.concatenate([self._space.extremes, algorithm.pop.get("X")])
-        f1, f2 = self._space.f1(found), model(found)
-        best = found[nondominated(f1, f2)]
-        return best[equidistant(self._space.f1(best), self._population)]
+def typical(space: Space, each: int) -> Values:
+    """Return vectors [3 x each, groups] that need no search: one rate for all, rates rising and falling with depth."""
+    levels = np.linspace(0, HIGHEST, each + 2)[1:-1, None]
+    depth = np.linspace(0, 1, space.groups)[None, :]
+    rising = np.minimum(2 * levels * depth, HIGHEST)
+    return space.snap(np.concatenate([levels * np.ones_like(depth), rising, rising[:, ::-1]]))
 
 
-_MODEL_POPULATION, _MODEL_GENERATIONS = 128, 150
+def _first(space: Space, population: int, seed: int, seeded: bool) -> Values:
+    known = [space.extremes]
+    if seeded:
+        known.append(typical(space, max(1, int(_SEEDED * population))))
+    count = population - sum(map(len, known))
+    drawn = numpy_generator(seed, "first population").uniform(0, HIGHEST, (count, space.groups))
+    return np.concatenate([*known, space.snap(drawn)])
 
 
-def _first(space: Space, population: int, seed: int) -> Values:
-    drawn = numpy_generator(seed, "first population").uniform(0, HIGHEST, (population - 2, space.groups))
-    return np.concatenate([space.extremes, drawn])
-
-
-def _design(space: Space, count: int, seed: int) -> Values:
-    """Return random vectors whose costs cover the whole range: independent rates alone would all cost the same."""
-    generator = numpy_generator(seed, "design")
-    level = generator.uniform(0, HIGHEST, (count, 1))
-    spread = generator.uniform(-HIGHEST / 2, HIGHEST / 2, (count, space.groups))
-    return np.clip(level + spread, 0, HIGHEST)
-
-
-def _nsga2(space: Space, first: Values, population: int, generations: int, seed: int) -> Any:
+def _nsga2(space: Space, first: Values, generations: int, seed: int) -> Any:
     from pymoo.algorithms.moo.nsga2 import NSGA2
     from pymoo.core.problem import Problem
+    from pymoo.core.repair import Repair
     from pymoo.operators.crossover.sbx import SBX
     from pymoo.operators.mutation.pm import PM
 
+    class Snap(Repair):  # type: ignore[misc]
+        def _do(self, problem: Any, values: Values, **kwargs: Any) -> Values:
+            return space.snap(values)
+
     algorithm = NSGA2(
-        pop_size=population,
+        pop_size=len(first),
         sampling=first,
         crossover=SBX(prob=0.95, eta=10),
         mutation=PM(prob=1.0, eta=50, prob_var=0.01),
+        **({} if space.grid is None else {"repair": Snap()}),
     )
     problem = Problem(n_var=space.groups, n_obj=2, xl=0.0, xu=HIGHEST)
     algorithm.setup(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Final
@@ -30,8 +32,9 @@ class Row:
     Attributes:
         rates: [groups] one dropout rate a channel group, float32 values.
         macs: Expected forward MACs per sample.
-        f2: The search's second objective, the gain lost to dropout (Rapp et al. 2022, eq. 1); None where unknown.
-        stderr: Its standard error.
+        f2: The search's second objective, the gain lost to dropout (Rapp et al. 2022, eq. 1); None where nobody has
+            measured it.
+        stderr: Its standard error; None where it was measured once.
         seconds: Seconds of a training step where the search profiled them.
     """
 
@@ -101,9 +104,18 @@ class Lut:
             return next((cls.load(path) for path in sorted(folder.glob(f"*-{fingerprint}.lut"))), None)
 
     def pick(self, budget: float) -> Row:
-        """Return the most expensive row within `budget` forward MACs per sample; the cheapest if none is."""
+        """Return the most expensive row within `budget` forward MACs per sample; the row of least MACs if none is.
+
+        Budgets are MACs always. What is expensive is what the table was searched for: where rows have seconds they
+        are Pareto-optimal in those, not in MACs, so of all that fit it is the slowest that loses least.
+        """
         at = bisect.bisect_right(self.rows, budget, key=lambda row: row.macs)
-        return self.rows[max(0, at - 1)]
+        return self._dearest[max(0, at - 1)]
+
+    @cached_property
+    def _dearest(self) -> tuple[Row, ...]:
+        """The most expensive of the first row, of the first two, ..."""
+        return tuple(itertools.accumulate(self.rows, lambda best, row: max(row, best, key=_price)))
 
     @property
     def cheapest(self) -> Row:
@@ -128,7 +140,7 @@ class Lut:
         """Write the table as safetensors, one tensor a column, the header as metadata.
 
         `rates` is float32 [rows, groups]; `macs` and, where a search measured them, `f2`, `stderr`, `seconds` are
-        float64 [rows].
+        float64 [rows], NaN in rows that were not measured.
 
         Raises:
             StorageError: The disk refuses.
@@ -146,8 +158,9 @@ class Lut:
         }
         for name in _MEASURED:
             values = [getattr(row, name) for row in self.rows]
-            if all(value is not None for value in values):
-                tensors[name] = torch.tensor(values, dtype=torch.float64)
+            if any(value is not None for value in values):
+                known = [math.nan if value is None else value for value in values]
+                tensors[name] = torch.tensor(known, dtype=torch.float64)
         save_tensors(path, tensors, {"lut": json.dumps(header)})
 
     @classmethod
@@ -163,7 +176,7 @@ class Lut:
             rates, macs = tensors["rates"], tensors["macs"]
             groups = tuple((str(name), int(channels)) for name, channels in header["groups"])
             vectors = [tuple(vector) for vector in rates.tolist()]
-            known = {name: tensors[name].tolist() for name in _MEASURED if name in tensors}
+            known = {name: _values(tensors[name]) for name in _MEASURED if name in tensors}
             columns = [dict(zip(known, values, strict=True)) for values in zip(*known.values(), strict=True)]
             measured = columns or [{}] * len(vectors)
             rows = tuple(Row(v, m, **x) for v, m, x in zip(vectors, macs.tolist(), measured, strict=True))
@@ -188,3 +201,11 @@ class Lut:
             raise LutError(f"{path} has LUT format {version}; this version reads formats 1 and {FORMAT}")
         if not sound:
             raise LutError(f"{path} is damaged: rates or MACs out of range or out of order")
+
+
+def _price(row: Row) -> tuple[float, float]:
+    return (row.seconds or 0.0), row.macs
+
+
+def _values(column: torch.Tensor) -> list[float | None]:
+    return [None if math.isnan(value) else value for value in column.tolist()]

@@ -20,6 +20,9 @@ from leanfleet.subnet.units import Ids
 
 Floats = npt.NDArray[np.float64]
 
+# As `ChannelGroup.neighbours` has it.
+_NEAR = 1e-6
+
 
 class SubnetPlan:
     """Who shares channels with whom in a network, and how to run it with only some of them.
@@ -47,6 +50,8 @@ class SubnetPlan:
         self._coefficients = np.array([t.coefficient for t in self.terms])
         self._in = self._count_matrix([t.inputs for t in self.terms])
         self._out = self._count_matrix([t.outputs for t in self.terms])
+        self._channels = np.array([g.channels for g in self.groups], dtype=np.float64)
+        self._grids = _padded([g.grid for g in self.groups])
         self.full = self.keep({g.name: torch.arange(g.channels) for g in self.groups})
         """Every channel kept."""
         self.fingerprint = self._fingerprint()
@@ -199,6 +204,19 @@ class SubnetPlan:
         product = (self._in @ counts) * (self._out @ counts) + (self._in * self._out) @ spread
         return float(self._coefficients @ product)
 
+    def macs_of_vectors(self, rates: Floats) -> Floats:
+        """Return `macs` of many dropout vectors at once, float64 [n] of [n, groups]; nothing is checked."""
+        target = np.clip((1.0 - rates) * self._channels, self._grids[:, 0], self._channels)
+        whole = np.round(target)
+        target = np.where(np.abs(target - whole) < _NEAR, whole, target)[..., None]
+        low = np.where(self._grids <= target, self._grids, 0.0).max(axis=-1)
+        high = np.where(self._grids >= target, self._grids, np.inf).min(axis=-1)
+        means = np.pad(target[..., 0], ((0, 0), (0, 1)), constant_values=1.0)
+        spread = np.pad((means[:, :-1] - low) * (high - means[:, :-1]), ((0, 0), (0, 1)))
+        product = (means @ self._in.T) * (means @ self._out.T) + spread @ (self._in * self._out).T
+        found: Floats = product @ self._coefficients
+        return found
+
     def counts(self, rates: Sequence[float]) -> tuple[Floats, Floats]:
         """Return the expected numbers of kept inputs and outputs of every line of `terms`, float64 [terms] each."""
         counts, _ = self._moments(rates)
@@ -262,6 +280,14 @@ class SubnetPlan:
             ],
         }
         return hashlib.sha256(json.dumps(structure).encode()).hexdigest()[:16]
+
+
+def _padded(grids: Sequence[Sequence[int]]) -> Floats:
+    """Return counts [groups, longest]; what a shorter grid lacks is infinite."""
+    found = np.full((len(grids), max(map(len, grids), default=1)), np.inf)
+    for row, counts in zip(found, grids, strict=True):
+        row[: len(counts)] = counts
+    return found
 
 
 def _check_set(group: ChannelGroup, ids: Tensor) -> None:
