@@ -17,7 +17,7 @@ from leanfleet.errors import ExperimentError
 from leanfleet.report import read
 from leanfleet.runs import Run
 
-FOLDER = Path(__file__).parent.parent / "benchmarks" / "distreal"
+FOLDER = Path(__file__).parent.parent / "benchmarks" / "studies"
 # In front: other benchmarks have a study.py too.
 sys.path.insert(0, str(FOLDER))
 
@@ -126,7 +126,7 @@ def test_the_page_can_be_read_where_it_is(place: Place) -> None:
     assert "lambda-2/variants-of-distreal/accuracy-macs.png" in drawn
     assert (page / "recipe.toml").read_text() == (FOLDER / "smoke.toml").read_text()
     assert "| distreal-slot |" in text
-    assert "python benchmarks/distreal/study.py smoke --jobs 2 --device cpu" in text
+    assert "python benchmarks/studies/study.py smoke --jobs 2 --device cpu" in text
     for path in (*page.glob("*.md"), *page.glob("*.json")):
         assert str(place.runs.parent) not in path.read_text()
 

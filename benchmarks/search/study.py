@@ -84,7 +84,7 @@ def _train(recipe: Path, given: argparse.Namespace) -> int:
             "benchmarks/search/tables.sh makes it", file=sys.stderr,
         )  # fmt: skip
         return 2
-    runner = HERE.parent / "distreal" / "study.py"
+    runner = HERE.parent / "studies" / "study.py"
     places = ["--runs", str(given.runs), "--output", str(given.output), "--jobs", str(given.jobs)]
     command = [sys.executable, str(runner), str(recipe), *places, *["--report-only"][: given.report_only]]
     # Ctrl-C reaches that process too; it ends by itself, and says so.

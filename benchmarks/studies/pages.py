@@ -22,7 +22,7 @@ import tomli_w
 from recipe import Study, tables
 
 from leanfleet.errors import RecordError
-from leanfleet.federated import METHODS
+from leanfleet.experiment import METHODS, FederatedFleet
 from leanfleet.report import Group, Record, draw, read, summarise
 from leanfleet.report.tables import Spread, percent, quantity, seconds, spread_of
 from leanfleet.runs import Run
@@ -136,7 +136,7 @@ def _numbers(budgets: Budgets, target: float | None) -> dict[str, Callable[[Reco
 
 
 def _total(key: str) -> Callable[[Record], float | None]:
-    return lambda record: record.totals[key]
+    return lambda record: record.totals.get(key)
 
 
 def _row(group: Group, numbers: Mapping[str, Callable[[Record], float | None]]) -> Row:
@@ -225,7 +225,8 @@ def _made_with(study: Study, scenarios: Sequence[Scenario], sessions: Sequence[R
     e = study.tasks[0].experiment
     records = [record for scenario in scenarios for group in scenario.groups for record in group.records]
     network = f"{Path(e.data.source).name} ({e.data.partition}), {e.network.name}"
-    fleet = f"{records[0].totals['devices']:,} devices, {e.fleet.per_round} a round"
+    few = f", {e.fleet.per_round} a round" if isinstance(e.fleet, FederatedFleet) else ""
+    fleet = f"{records[0].totals['devices']:,} devices{few}"
     general = f"{e.experiment.rounds:,} rounds, evaluated every {e.experiment.eval_every}"
     runs = f"{len(records)} runs, up to {study.recipe.seeds} seeds a label"
     yield f"Scale: {network}; {fleet}; {general}; {runs}. Every setting: [recipe.toml](recipe.toml).\n"

@@ -1,6 +1,6 @@
 """Run a study, all of its scenarios, methods and seeds, and write its page under docs/results/.
 
-    python benchmarks/distreal/study.py femnist --jobs 2
+    python benchmarks/studies/study.py femnist --jobs 2
 
 A study is a recipe: femnist.toml beside this file, or any path. What is finished stays and what was begun goes on, so
 after an interruption the same command does the rest. LEANFLEET_DATA names the folder of the data sets.
@@ -110,7 +110,7 @@ class _Session:
         only = f" --only {' '.join(given.only)}" if given.only else ""
         there = machine()
         self._fields: dict[str, Any] = {
-            "command": f"python benchmarks/distreal/study.py {study.name}{only} --jobs {jobs} --device {given.device}",
+            "command": f"python benchmarks/studies/study.py {study.name}{only} --jobs {jobs} --device {given.device}",
             "leanfleet": there["leanfleet"],
             "python": there["python"],
             "torch": there["packages"]["torch"],
