@@ -48,8 +48,8 @@ SURFACE = {
     "resume": ["RUN", "--device", "--engine", "--json", "--workers"],
     "report": ["RUNS", "--json", "--output", "-o"],
     "evaluate": ["RUN", "--data", "--device", "--json", "--workers"],
-    "export": ["RUN", "--output", "-o"],
-    "nets": ["NAME", "--classes", "--json", "--keep", "--shape"],
+    "export": ["RUN", "--client", "--output", "-o"],
+    "nets": ["NAME", "--classes", "--cut", "--json", "--keep", "--shape"],
     "doctor": ["--json"],
     "search": [
         "NETWORK", "--budget", "--cost", "--data", "--json", "--keep", "--lr", "--out", "--protocol", "--resume",
