@@ -18,7 +18,7 @@ from leanfleet.engines.job import FederatedJob
 from leanfleet.errors import LeanfleetError, WireError
 from leanfleet.federated import Report
 from leanfleet.fleet import Pacer, VirtualClock
-from leanfleet.randomness import key, torch_generator
+from leanfleet.randomness import key, seed_global, torch_generator
 from leanfleet.wire import Message, decode, encode
 from leanfleet.workers import Tick
 
@@ -98,7 +98,7 @@ class Devices:
             deadline=method.deadline,
         )
         # Networks with dropout of their own draw from the global stream.
-        torch.manual_seed(key(*stream, "torch"))
+        seed_global(key(*stream, "torch"), self.device)
         update = method.train(
             self._received(down), self._batches(device, stream), pacer, torch_generator(*stream, "masks")
         )
