@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,8 +23,11 @@ from leanfleet.engines import nodes as nodes_module
 from leanfleet.engines import resume, run
 from leanfleet.engines.rounds import dense_bytes
 from leanfleet.errors import ExperimentError, LeanfleetError
+from leanfleet.experiment import load, override
 from leanfleet.gossip import METHODS, broadcasts
 from leanfleet.runs import Run
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "sparse-push-digits.toml"
 
 
 def facts(record: Run) -> tuple[dict[str, object], list[dict[str, object]]]:
@@ -291,3 +295,40 @@ def test_a_record_of_processes_is_not_for_one_process(tmp_path):
     path.write_text(json.dumps(content))
     with pytest.raises(LeanfleetError, match="made by 4 processes; go on with: torchrun --nproc-per-node 4"):
         resume(tmp_path / "small")
+
+
+def test_the_example_trains(tmp_path):
+    example = load(EXAMPLE, ["experiment.rounds=1", "training.iterations=2", "experiment.eval_every=1"])
+    summary = run(example, root=tmp_path, workers=1).summary()
+    assert summary["nodes"] == 8
+    assert summary["final_rounds"] == 3
+    assert 10 < summary["ratio"] < 20
+    assert summary["notes"] == []
+
+
+# -- energy, for every family ------------------------------------------------------------------------------------
+
+ENERGY = (
+    "energy.joules_per_mac=1e-9",
+    "energy.joules_per_byte_sent=2e-6",
+    "energy.joules_per_byte_received=1e-6",
+)
+
+
+@pytest.mark.parametrize("method", ["sgp", "fedavg", "splitfed"])
+def test_energy_is_reckoned_and_its_budget_ends_the_run(tmp_path, method):
+    family = (
+        ("method.cut=3",) if method == "splitfed" else ("fleet.per_round=2",) if method == "fedavg" else ()
+    )
+    asked = experiment(f"method.name={method}", *family, *ENERGY, "experiment.eval_every=1")
+    free = run(asked, root=tmp_path, workers=1)
+    totals = [(e["macs_total"], e["bytes_up"], e["bytes_down"], e["energy_joules"]) for e in free.events()]
+    for macs, up, down, joules in totals:
+        assert joules == pytest.approx(1e-9 * macs + 2e-6 * up + 1e-6 * down)
+    parts = free.summary()["energy"]
+    assert sum(parts.values()) == pytest.approx(free.summary()["energy_joules"])
+    assert free.summary()["notes"][-1].startswith("energy is assumed, not measured: 1e-09 J a MAC")
+
+    budget = (totals[0][3] + totals[1][3]) / 2
+    ended = run(override(asked, [f"budget.joules={budget}"]), root=tmp_path, workers=1).summary()
+    assert (ended["ended_by"], ended["rounds"]) == ("joules", 2)

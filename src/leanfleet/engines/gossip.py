@@ -119,6 +119,8 @@ class GossipCenter(Gossip):
 
     def told(self, pool: Workers, ledger: Ledger, found: Found) -> dict[str, Any]:
         """See `Gossip.told`."""
+        # First the old ones go: states of a whole fleet are what takes the memory.
+        self._states = {}
         self._states = {name: t for answer in self._ask(pool, "states") for name, t in answer.tensors.items()}
         weights = [self.weights[i] for i in self.nodes]
         return {

@@ -90,7 +90,7 @@ class Loop:
         self.center.restore(checkpoint.tensors, state["center"], pool)
 
     def _ended(self) -> str | None:
-        if self.round >= self.experiment.experiment.rounds:
+        if self.round - self.closed >= self.experiment.experiment.rounds:
             return "rounds"
         return self.experiment.budget.used_up(self.ledger)
 

@@ -262,14 +262,14 @@ def _job(experiment: Experiment) -> GossipJob:
     job = make_job(experiment)
     if not isinstance(job, GossipJob):
         raise ExperimentError(f"--engine peers: {experiment.method.name} is no gossip method")
+    if job.fleet.absences or job.fleet.late_rate or job.fleet.double_rate:
+        raise ExperimentError(
+            "--engine peers: absences, late_rate and double_rate exist in the simulation only; leave them out"
+        )
     ranks, nodes = dist.get_world_size(), len(job.parts)
     if ranks != nodes:
         raise ExperimentError(
             f"--engine peers: {ranks} processes for [fleet] devices = {nodes}; make them equal"
-        )
-    if job.fleet.absences or job.fleet.late_rate or job.fleet.double_rate:
-        raise ExperimentError(
-            "--engine peers: absences, late_rate and double_rate exist in the simulation only; leave them out"
         )
     return job
 
