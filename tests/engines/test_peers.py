@@ -69,7 +69,16 @@ def test_a_record_of_the_simulation_is_not_for_processes(tmp_path, alone, monkey
 
 
 def launch(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "4", "-m", "leanfleet"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "4",
+        "-m",
+        "leanfleet",
+    ]
     return subprocess.Popen(
         [*torchrun, *arguments, "--engine", "peers"],
         cwd=folder,

@@ -7,7 +7,15 @@ from torch import nn
 from leanfleet.errors import NetworkError
 from leanfleet.nets import build, forward_macs
 
-CONVS = ((3, 64, 32), (64, 128, 16), (128, 256, 8), (256, 256, 8), (256, 512, 4), (512, 512, 4), (512, 512, 2))
+CONVS = (
+    (3, 64, 32),
+    (64, 128, 16),
+    (128, 256, 8),
+    (256, 256, 8),
+    (256, 512, 4),
+    (512, 512, 4),
+    (512, 512, 2),
+)
 
 
 def test_counts_are_those_of_the_author_code() -> None:
