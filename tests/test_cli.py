@@ -197,7 +197,7 @@ def test_nets_and_doctor(cli: Cli) -> None:
     assert (found["macs"], found["params"], len(found["groups"])) == (4_015_616, 330_430, 2)
     assert "4,015,616" in cli("nets", "femnist-cnn", "--keep", "conv1").out
     assert json.loads(cli("doctor", "--json").out)["data"]["digits"] == "built in"
-    assert "LEANFLEET_DATA" in cli("doctor").out
+    assert "data sets" in cli("doctor").out
 
 
 def test_a_comparison_ends_with_a_table_and_curves(cli: Cli) -> None:
