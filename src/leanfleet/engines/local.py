@@ -84,16 +84,27 @@ def run(
         own = experiment.data.model_copy(update={"source": f"python:{data.name}"})
         experiment = replace(experiment, data=own)
     job = make_job(experiment, data)
-    with Run.create(experiment.experiment.name, dumps(experiment), root) as record:
-        lut = getattr(job.method, "lut", None)
-        if isinstance(lut, Lut):
-            lut.save(record.folder / _LUT)
-            # Only now: a record must never name a table that is not there.
-            record.replace_experiment(dumps(override(experiment, [f"method.lut={_LUT}"])))
-        loop = _Loop(record, job, workers or default_workers(), watch)
+    with begin(job, root) as record:
+        loop = Loop(record, job, workers or default_workers(), watch)
         with nullcontext(staff) if staff else Staff(device) as hands:
             loop.go(hands)
         return record
+
+
+def begin(job: FederatedJob | SplitJob, root: Path) -> Run:
+    """Begin the record of a run, with the table it uses.
+
+    Raises:
+        StorageError: The disk refused.
+    """
+    experiment = job.experiment
+    record = Run.create(experiment.experiment.name, dumps(experiment), root)
+    lut = getattr(job.method, "lut", None)
+    if isinstance(lut, Lut):
+        lut.save(record.folder / _LUT)
+        # Only now: a record must never name a table that is not there.
+        record.replace_experiment(dumps(override(experiment, [f"method.lut={_LUT}"])))
+    return record
 
 
 def resume(
@@ -124,7 +135,7 @@ def resume(
         restored = record.restore()
         job = make_job(load(record.experiment_file), data)
         before = restored.state["workers"] if restored else None
-        loop = _Loop(record, job, workers or before or default_workers(), watch)
+        loop = Loop(record, job, workers or before or default_workers(), watch)
         with nullcontext(staff) if staff else Staff(device) as hands:
             loop.go(hands, restored)
         return record
@@ -135,13 +146,20 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class _Loop:
+class Loop:
     """The rounds of one run: what is the same for every family."""
 
-    def __init__(self, record: Run, job: FederatedJob | SplitJob, workers: int, watch: Watch) -> None:
+    def __init__(
+        self,
+        record: Run,
+        job: FederatedJob | SplitJob,
+        workers: int,
+        watch: Watch,
+        center: Center | None = None,
+    ) -> None:
         self.record, self.job, self.workers, self.watch = record, job, workers, watch
         self.experiment = job.experiment
-        self.center = _center(job, workers)
+        self.center = center or _center(job, workers)
         self.ledger = Ledger.empty(len(job.parts))
         self.round = 0
         self.accuracy: float | None = None
