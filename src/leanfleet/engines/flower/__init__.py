@@ -5,6 +5,9 @@ Flower polls: a message takes seconds and perhaps a cold process, so nothing her
 
 from __future__ import annotations
 
+import base64
+import json
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +17,9 @@ from leanfleet.experiment import Experiment, load
 if TYPE_CHECKING:
     from flwr.clientapp import ClientApp
     from flwr.serverapp import ServerApp
+
+LUT = "lut.json"
+"""The file of an app that holds a table of DISTREAL's, for Flower takes along only text."""
 
 
 def server_app(folder: Path) -> ServerApp:
@@ -36,7 +42,12 @@ def experiment_of(folder: Path) -> Experiment:
     Raises:
         ExperimentError: Its method cannot live behind a SuperLink.
     """
-    experiment = load(folder / "experiment.toml")
+    overrides = []
+    if (folder / LUT).exists():
+        table = Path(tempfile.mkdtemp()) / "table.lut"
+        table.write_bytes(base64.b64decode(json.loads((folder / LUT).read_text())["base64"]))
+        overrides = [f"method.lut={json.dumps(str(table))}"]
+    experiment = load(folder / "experiment.toml", overrides)
     check(experiment)
     return experiment
 

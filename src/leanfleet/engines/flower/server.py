@@ -37,6 +37,9 @@ log = logging.getLogger("leanfleet.fleet")
 STATUS = "fleet.json"
 """The file of a record that says what every device is doing."""
 
+LOG = "fleet.log"
+"""The file of a record that says what happened to whom."""
+
 _PATIENCE_ROUNDS = 3.0
 
 
@@ -93,7 +96,7 @@ def app(experiment: Experiment) -> ServerApp:
 
     @made.main()
     def main(grid: Grid, context: Context) -> None:
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+        _log_to(logging.StreamHandler())
         serve(grid, experiment, Terms.of(context.run_config))
 
     return made
@@ -108,10 +111,18 @@ def serve(grid: Grid, experiment: Experiment, terms: Terms) -> Run:
     restored = resumed.restore() if resumed else None
     job = federated_job(load_experiment(resumed.experiment_file) if resumed else experiment)
     with resumed or begin(job, Path(terms.runs)) as record, Staff() as staff:
+        _log_to(logging.FileHandler(record.folder / LOG))
         log.info("record: %s", record.folder.resolve())
         center = FlowerCenter(job, grid, terms, record.folder)
         Loop(record, job, 1, lambda progress: None, center).go(staff, restored)
     return record
+
+
+def _log_to(handler: logging.Handler) -> None:
+    # Not the root logger: Flower sends that one's lines to the SuperLink, and logs that it does.
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
 
 
 class FlowerCenter(FederatedCenter):
