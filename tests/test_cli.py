@@ -43,9 +43,9 @@ batch_size = 32
 SURFACE = {
     "": ["--debug", "--help", "--version"],
     "demo": ["--json", "--workers"],
-    "run": ["FILE", "--device", "--json", "--set", "--workers"],
+    "run": ["FILE", "--device", "--engine", "--json", "--set", "--workers"],
     "compare": ["FILES", "--device", "--json", "--methods", "--seeds", "--set", "--workers"],
-    "resume": ["RUN", "--device", "--json", "--workers"],
+    "resume": ["RUN", "--device", "--engine", "--json", "--workers"],
     "report": ["RUNS", "--json", "--output", "-o"],
     "evaluate": ["RUN", "--data", "--device", "--json", "--workers"],
     "export": ["RUN", "--output", "-o"],
@@ -56,7 +56,13 @@ SURFACE = {
         "--seed", "--workers", "-o",
     ],
     "lut": ["FILE", "--json"],
+    "score": [
+        "RUNS", "--byte-mode", "--bytes-max", "--compute-mode", "--json", "--macs-max", "--output", "--temperature",
+        "-o",
+    ],
     "graph": ["SPEC", "--json", "--nodes", "--output", "--seed", "--window", "-o"],
+    "fleet": ["FILE", "--host", "--json", "--nodes", "--output", "--port", "--set", "-o"],
+    "watch": ["RUN", "--json", "--once"],
 }  # fmt: skip
 
 

@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -26,10 +28,12 @@ import settings  # noqa: E402
 from variants import VARIANTS, scaled  # noqa: E402
 
 from leanfleet.errors import ExperimentError  # noqa: E402
+from leanfleet.nets import NETWORKS  # noqa: E402
 from leanfleet.search import FAST, PAPER  # noqa: E402
 from leanfleet.search.objectives import hypervolume  # noqa: E402
 
 RECIPES = sorted(FOLDER.glob("*.toml"))
+TRAININGS = sorted(FOLDER.glob("training/*.toml"))
 
 
 def command_module() -> ModuleType:
@@ -146,6 +150,57 @@ def test_every_recipe_of_ours_is_valid(path: Path) -> None:
     assert {"uniform", "paper", "fast", "random"} <= set(found.recipe.strategies)
     assert len({job.key for job in found.jobs}) == len(found.jobs)
     assert found.protocol("paper") == found.paper
+
+
+@pytest.mark.parametrize("path", TRAININGS, ids=lambda path: path.stem)
+def test_trainings_compare_the_tables_and_nothing_else(path: Path) -> None:
+    recipe = tomllib.loads(path.read_text())
+    searched, uniform = recipe["methods"]["searched"], recipe["methods"]["uniform"]
+    assert searched == {"method": {"name": "distreal"}}
+    assert uniform == {"method": {"name": "distreal", "lut": "uniform"}}
+    assert recipe["base"]["network"]["name"] in NETWORKS
+    assert path.stem in study.ALL or path.stem == "training-smoke"
+
+
+def test_trainings_without_a_searched_table_are_refused(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("leanfleet.subnet.lut.Lut.shipped", lambda fingerprint: None)
+    before = place.files()
+    # Studies are done in the order they are named: the first is finished already.
+    assert (
+        study.main(
+            [
+                "smoke",
+                "training-smoke",
+                "--jobs",
+                "1",
+                "--runs",
+                str(place.runs),
+                "--output",
+                str(place.output),
+            ]
+        )
+        == 2
+    )
+    told = capsys.readouterr()
+    assert told.out.strip() == str(place.output / "smoke" / "README.md")
+    assert "no searched table of digits-cnn comes with the package yet" in told.err
+    assert place.files() == before
+
+
+def test_every_way_of_saving_is_compared_on_its_own() -> None:
+    recipe = settings.load(FOLDER / "femnist.toml").recipe
+    assert set(recipe.strategies) == {"uniform", *VARIANTS}
+    alone = [
+        name for name in VARIANTS if name not in ("paper", "fast", "random") and not name.startswith("fast-")
+    ]
+    changed = {
+        name: {k for k, v in asdict(VARIANTS[name]).items() if v != asdict(PAPER)[k]} for name in alone
+    }
+    assert all(len(keys) == 1 for name, keys in changed.items() if name != "surrogate"), changed
+    assert changed["surrogate"] == {"strategy", "design", "refits"}
+    assert {"screening", "seeded", "integer", "common", "measure"} <= set.union(*changed.values())
 
 
 @given(st.sampled_from(sorted(VARIANTS)), st.floats(0.02, 1.0))

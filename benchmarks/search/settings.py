@@ -27,7 +27,7 @@ from pydantic import Field, ValidationError
 from variants import UNIFORM, VARIANTS, scaled
 
 from leanfleet.errors import ExperimentError, did_you_mean
-from leanfleet.experiment.sections import Count, Section, Share, Text
+from leanfleet.experiment.base import Count, Section, Share, Text
 from leanfleet.search import PAPER, Protocol
 
 NOISE = "noise"

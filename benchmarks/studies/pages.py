@@ -20,10 +20,11 @@ from typing import Any
 
 import tomli_w
 from recipe import Study, tables
+from scores import markdown, scores, several_families
 
 from leanfleet.errors import RecordError
 from leanfleet.experiment import METHODS, FederatedFleet
-from leanfleet.report import Group, Record, draw, read, summarise
+from leanfleet.report import Group, Record, draw, draw_ranking, rank, read, summarise
 from leanfleet.report.tables import Spread, percent, quantity, seconds, spread_of
 from leanfleet.runs import Run
 from leanfleet.storage import write_text
@@ -87,6 +88,8 @@ def write_page(study: Study, folder: Path, output: Path) -> Path:
     for scenario in scenarios:
         for where, groups in _pictures(study, scenario):
             draw(groups, output / where, title=scenario.name)
+        if several_families(scenario.groups):
+            draw_ranking(rank(scenario.groups), scenario.groups, output / scenario.name)
     write_text(output / "recipe.toml", study.path.read_text(encoding="utf-8"))
     write_text(output / "curves.json", _curves(scenarios))
     summary = _summary(study, scenarios, sessions, missing)
@@ -250,7 +253,7 @@ def _across(study: Study, scenarios: Sequence[Scenario], key: str) -> list[str]:
         [label, *(percent(s.rows[label][key]) if label in s.rows else "" for s in scenarios)]
         for label in labels
     ]
-    return _table(["", *(s.name for s in scenarios)], lines)
+    return markdown(["", *(s.name for s in scenarios)], lines)
 
 
 def _legend(scenarios: Sequence[Scenario], target: float | None) -> Iterator[str]:
@@ -285,13 +288,14 @@ def _section(study: Study, scenario: Scenario) -> Iterator[str]:
         "accuracy_at_half",
     )
     equal = ("accuracy_at_equal_seconds", "accuracy_at_equal_macs")
-    yield from _table(head, [
+    yield from markdown(head, [
         [row["label"], str(len(row["runs"])), *(percent(row[key]) for key in (*accuracies, *equal))]
         for row in rows
     ])  # fmt: skip
     target = ["rounds to target", "time to target"] if study.recipe.target is not None else []
     head = ["cost", "late [%]", "MACs", "share [%]", "up", "down", "time", *target]
-    yield from _table(head, [[row["label"], *_costs(row)] for row in rows])
+    yield from markdown(head, [[row["label"], *_costs(row)] for row in rows])
+    yield from scores(scenario.name, scenario.groups)
     for where, groups in _pictures(study, scenario):
         if where.name != scenario.name:
             yield f"{groups[0].label} and its variants:\n"
@@ -315,11 +319,6 @@ def _costs(row: Row) -> list[str]:
 
 def _time(spread: Spread | None) -> str:
     return "-" if spread is None else seconds(spread["mean"])
-
-
-def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
-    rule = ["---", *("---:" for _ in head[1:])]
-    return [*(f"| {' | '.join(cells)} |" for cells in (head, rule, *lines)), ""]
 
 
 def _some(names: Sequence[str]) -> str:

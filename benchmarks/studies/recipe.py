@@ -36,7 +36,7 @@ from pydantic import Field, ValidationError
 
 from leanfleet.errors import ExperimentError, did_you_mean
 from leanfleet.experiment import Experiment, loads
-from leanfleet.experiment.sections import Count, Section, Share, Text
+from leanfleet.experiment.base import Count, Section, Share, Text
 
 Table = dict[str, Any]
 # A folder's name, and so part of a link; see `GeneralSection.name`.

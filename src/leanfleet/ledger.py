@@ -139,11 +139,13 @@ class Budget:
         macs: Training MACs of all devices together (a server's are not limited).
         bytes: Bytes sent and received by devices, together.
         seconds: Virtual seconds.
+        joules: Joules of all devices, as modelled.
     """
 
     macs: float | None = None
     bytes: float | None = None
     seconds: float | None = None
+    joules: float | None = None
 
     def used_up(self, ledger: Ledger) -> str | None:
         """Return the name of the first resource that is spent, or None while there is some of each left."""
@@ -151,6 +153,7 @@ class Budget:
             ("macs", ledger.macs_total, self.macs),
             ("bytes", ledger.bytes_up + ledger.bytes_down, self.bytes),
             ("seconds", ledger.seconds_virtual, self.seconds),
+            ("joules", ledger.energy_joules or 0.0, self.joules),
         )
         return next((name for name, used, limit in spent if limit is not None and used >= limit), None)
 

@@ -82,6 +82,13 @@ class RealFleet:
         assert done.returncode == 0, f"{line}: {done.stdout}{done.stderr}"
         return done.stdout
 
+    def list(self) -> list[dict]:
+        """Return what Flower knows of its runs, the latest first."""
+        return json.loads(self.flwr("flwr list fleet --format json"))["runs"]
+
+    def last_log(self) -> str:
+        return self.flwr(f"flwr log {self.list()[0]['run-id']} fleet --show")[-5000:]
+
     def signal(self, name: str, number: int) -> None:
         """Send a signal to a SuperLink or SuperNode and all that it has started."""
         os.killpg(self._running[name].pid, number)

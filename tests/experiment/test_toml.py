@@ -216,7 +216,7 @@ BAD = [
     ("[method]\nlutt = 3", "[method] lutt: unknown key; did you mean 'lut'?"),
     ('[method]\nscale = "yes"', '[method] scale = "yes": should be a valid boolean'),
     ("[budget]\nmacs = -1", "[budget] macs = -1: should be greater than 0"),
-    ("[budget]\njoules = 1", "[budget] joules: unknown key; known: bytes, macs, seconds"),
+    ("[budget]\nwatts = 1", "[budget] watts: unknown key; known: bytes, joules, macs, seconds"),
 ]
 
 

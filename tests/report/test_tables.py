@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from leanfleet.report import group, read, render, summarise
-from leanfleet.report.tables import percent, quantity, seconds
+from leanfleet.report.tables import percent, precise, quantity, seconds
 
 Make = Callable[..., Path]
 
@@ -90,6 +90,20 @@ def test_a_record_without_a_round_shows_as_dashes(make: Make) -> None:
     assert re.search(r"^distreal +- +- *$", text, re.MULTILINE)
 
 
+def test_columns_that_nobody_fills_are_left_out(make: Make) -> None:
+    split = make("adasplit", rounds=4, facts={"server_macs": 7e9, "accuracy_recalibrated": None})
+    alone = shown([split], 200)
+    assert "final " in alone
+    assert "final B" not in alone
+    assert "7.00 G" in alone
+    both = shown([split, make(rounds=4)], 200)
+    assert re.search(r"^adasplit .* - *$", both, re.MULTILINE)
+    assert "final B" in both
+    assert "of server" not in shown([make()], 200)
+    late = shown([make(rounds=8, eval_every=6)], 200)
+    assert ("at 6 s" in late, "at 4 s" in late) == (True, False)
+
+
 @given(st.floats(0, 1e21))
 def test_quantities_keep_three_digits(value: float) -> None:
     text = quantity({"mean": value, "std": None}, "B")
@@ -104,4 +118,9 @@ def test_how_numbers_are_written() -> None:
     assert percent(None) == quantity(None) == "-"
     assert quantity({"mean": 72_364_032, "std": None}) == "72.4 M"
     assert quantity({"mean": 12, "std": None}) == "12"
+    assert (precise(84.64e9, "B"), precise(1.0, "B"), precise(5_384_503_296_000)) == (
+        "84.64 GB",
+        "1 B",
+        "5.3845 T",
+    )
     assert [seconds(t) for t in (7.5, 60.0, 12_345.6)] == ["7.5 s", "60 s", "12,346 s"]

@@ -120,6 +120,7 @@ def test_step_times_rise_with_what_is_kept():
     seconds = fitted(np.linspace(0.5, 0, 6)[:, None].repeat(3, 1))
     assert (np.diff(seconds) >= 0).all()
     assert seconds[0] > 0
+    assert fitted(np.empty((0, 3))).shape == (0,)
 
 
 def test_a_step_that_dropout_does_not_shorten_is_no_cost(tmp_path, monkeypatch):

@@ -11,16 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from closed_forms import Schedule, client_macs, dense_bytes_up, handover_bytes, server_macs
 from leanfleet.nets import build
-from leanfleet.split.costs import (
-    Schedule,
-    client_macs,
-    dense_bytes_up,
-    handover_bytes,
-    local_rounds,
-    server_macs,
-    talkers,
-)
+from leanfleet.split.costs import local_rounds, talkers
 from leanfleet.split.heads import head_macs, projection_head
 
 NON_IID = {"clients": 5, "rounds": 20, "iterations": 765}

@@ -17,8 +17,22 @@ import click
 import typer
 from typer.core import TyperGroup
 
+from leanfleet.cli import peers
+from leanfleet.cli.fleet import fleet, watch
 from leanfleet.cli.graph import graph
-from leanfleet.cli.options import Device, File, Files, Json, RunFolder, RunFolders, Set, Workers
+from leanfleet.cli.options import (
+    Device,
+    Engine,
+    EngineName,
+    File,
+    Files,
+    Json,
+    RunFolder,
+    RunFolders,
+    Set,
+    Workers,
+)
+from leanfleet.cli.score import score
 from leanfleet.cli.search import lut, search
 from leanfleet.console import Display, busy, print_json, print_tables, simple_table, width
 from leanfleet.errors import LeanfleetError, UserError
@@ -54,6 +68,9 @@ app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pre
 app.command()(search)
 app.command()(lut)
 app.command()(graph)
+app.command()(fleet)
+app.command()(watch)
+app.command()(score)
 
 
 def main() -> None:
@@ -117,7 +134,12 @@ def demo(workers: Workers = None, as_json: Json = False) -> None:
 
 @app.command()
 def run(
-    file: File, overrides: Set = None, workers: Workers = None, device: Device = "cpu", as_json: Json = False
+    file: File,
+    overrides: Set = None,
+    workers: Workers = None,
+    device: Device = "cpu",
+    engine: Engine = EngineName.local,
+    as_json: Json = False,
 ) -> None:
     """Run an experiment and keep a record of it in runs/."""
     from leanfleet.engines import local
@@ -125,6 +147,9 @@ def run(
     from leanfleet.experiment import load
 
     experiment = load(file, overrides or ())
+    if engine is EngineName.peers:
+        _show_peers(peers.run(experiment, _ROOT), as_json)
+        return
     check_device(device)
     with Display(_ROOT) as display:
         record = local.run(experiment, root=_ROOT, workers=workers, device=device, watch=display)
@@ -165,13 +190,22 @@ def compare(
 
 
 @app.command()
-def resume(run: RunFolder, workers: Workers = None, device: Device = "cpu", as_json: Json = False) -> None:
+def resume(
+    run: RunFolder,
+    workers: Workers = None,
+    device: Device = "cpu",
+    engine: Engine = EngineName.local,
+    as_json: Json = False,
+) -> None:
     """Go on with a run or a comparison that was interrupted."""
     from leanfleet.engines import local
     from leanfleet.engines.compare import is_comparison, is_finished
     from leanfleet.engines.describe import check_device
     from leanfleet.runs import Run
 
+    if engine is EngineName.peers:
+        _show_peers(peers.resume(run), as_json)
+        return
     check_device(device)
     together = is_comparison(run)
     if is_finished(run) if together else Run.open(run).finished:
@@ -304,6 +338,11 @@ def doctor(as_json: Json = False) -> None:
     ])  # fmt: skip
 
 
+def _show_peers(folder: Path | None, as_json: bool) -> None:
+    if folder is not None:
+        _show_runs([folder], as_json)
+
+
 def _compare(
     experiments: Sequence[Experiment],
     methods: Sequence[str],
@@ -331,22 +370,37 @@ def _go_on(folder: Path, workers: int | None, device: str, as_json: bool) -> Any
 
 
 def _show_runs(folders: Sequence[Path], as_json: bool, plots: Path | None = None) -> Any:
-    """Print the tables of runs and where they are; draw their curves into `plots`."""
-    from leanfleet.report import can_draw, draw, group, read, render, summarise
+    """Print the tables of runs and where they are; draw their curves into `plots`. Several families are ranked too."""
+    from leanfleet.report import (
+        can_draw,
+        draw,
+        draw_ranking,
+        group,
+        rank,
+        read,
+        render,
+        render_ranking,
+        summarise,
+    )
 
     groups = group(read(folders))
     tables = summarise(groups)
+    ranking = rank(groups) if len({group.family for group in groups}) > 1 else None
     if plots is not None and not can_draw():
         tables["notes"].append("no plots: they need matplotlib; pip install 'leanfleet[plots]'")
     if not as_json:
         # Before the plots: a folder that cannot be written to is no reason to keep the numbers back.
-        print_tables(render(tables, width()))
-    files = [str(file) for file in draw(groups, plots)] if plots is not None and can_draw() else []
+        print_tables([*render(tables, width()), *(render_ranking(ranking, width()) if ranking else ())])
+    files: list[Path] = []
+    if plots is not None and can_draw():
+        files = [*draw(groups, plots), *([draw_ranking(ranking, groups, plots)] if ranking else [])]
     if as_json:
-        print_json({**tables, "plots": files})
+        scored = {"score": ranking} if ranking else {}
+        print_json({**tables, **scored, "plots": [str(file) for file in files]})
     else:
+        notes = dict.fromkeys([*tables["notes"], *(ranking["notes"] if ranking else ())])
         places = [f"plot: {file}" for file in files] if plots else [f"record: {f}" for f in folders]
-        print("\n".join([*tables["notes"], *places]))
+        print("\n".join([*notes, *places]))
     return tables
 
 

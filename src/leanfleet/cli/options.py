@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+
+class EngineName(StrEnum):
+    """Where a fleet lives."""
+
+    local = "local"
+    peers = "peers"
+
+
+Engine = Annotated[
+    EngineName,
+    typer.Option(help="local: simulated on this machine. peers: one process a node, started by torchrun."),
+]
 File = Annotated[Path, typer.Argument(metavar="X.toml", help="An experiment file.")]
 Files = Annotated[list[Path], typer.Argument(metavar="X.toml...", help="Experiment files.")]
 RunFolder = Annotated[

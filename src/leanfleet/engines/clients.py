@@ -10,10 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from leanfleet.data import Stream, eval_batches
-from leanfleet.engines.center import named
+from leanfleet.engines.center import as_bytes, as_tensor, named
 from leanfleet.engines.job import SplitJob
+from leanfleet.errors import DataError, LeanfleetError, WireError
+from leanfleet.randomness import key
 from leanfleet.split.client import Client
-from leanfleet.split.payload import receive_gradient, send_activation
+from leanfleet.split.payload import Sent, receive_gradient, send_activation
 from leanfleet.wire import Message, Payload, Scalar, decode, encode
 from leanfleet.workers import Tick
 
@@ -44,8 +46,9 @@ class Clients:
             case "nets":
                 return Message({str(i): as_tensor(self._net(i)) for i in clients})
             case "load":
+                mean = decode(as_bytes(asked.tensors["mean"])).tensors
                 for i in clients:
-                    self._client(i).load(decode(as_bytes(asked.tensors["mean"])).tensors)
+                    self._client(i).load(mean)
                 return Message()
             case "states":
                 return Message({f"{i}/{n}": t for i in clients for n, t in self._client(i).tensors().items()})
@@ -58,49 +61,52 @@ class Clients:
 
     def _alone(self, steps: Mapping[str, int], clients: Sequence[int], round: int, tick: Tick) -> Message:
         """Let clients train for a round without the server, each as many steps as it has time for."""
-        losses: list[float] = []
-        handed = 0
+        losses: dict[int, list[float]] = {i: [] for i in clients}
         for iteration in range(self.job.iterations):
             for i in clients:
-                if iteration >= steps[str(i)]:
-                    continue
-                _, loss = self._train(i, round, iteration, sends=False)
-                losses += [] if loss is None else [loss]
-                handed += self._hand_over(i)
+                if iteration < steps[str(i)]:
+                    _, _, loss = self._train(i, round, iteration, sends=False)
+                    losses[i] += [] if loss is None else [loss]
             tick()
-        return Message({"losses": torch.tensor(losses, dtype=torch.float64)}, {"handed": handed})
+        return Message({}, {"losses": json.dumps(losses)})
 
     def _step(self, clients: Sequence[int], round: int, iteration: int, sends: set[int]) -> Message:
         """Let clients take one step each; those that send, send their activations."""
         messages: dict[str, Tensor] = {}
-        losses: list[float] = []
-        authors: dict[int, int] = {}
-        handed = 0
+        losses: dict[int, float] = {}
+        authors, handed = 0, 0
+        unfit: dict[int, str] = {}
         for i in clients:
-            activation, loss = self._train(i, round, iteration, sends=i in sends)
-            losses += [] if loss is None else [loss]
+            activation, labels, loss = self._train(i, round, iteration, sends=i in sends)
+            if loss is not None:
+                losses[i] = loss
             if activation is not None:
-                _, labels = self._batch(i, round, iteration)
-                sent = send_activation(
-                    activation, labels, self.job.method.setting.classes, self.job.method.options.values
-                )
-                self._waiting[i] = sent.activation
-                messages[str(i)] = as_tensor(sent.data)
-                authors[i] = sent.authors_bytes
-            if not (self._client(i).listens and i in sends):
+                try:
+                    sent = self._send(i, activation, labels)
+                    messages[str(i)] = as_tensor(sent.data)
+                    authors += sent.authors_bytes
+                except WireError as error:
+                    unfit[i] = str(error)
+            if not (self.job.method.listens and i in sends):
                 handed += self._hand_over(i)
-        told: dict[str, Scalar] = {"handed": handed, "authors": json.dumps(authors)}
-        return Message({**messages, "losses": torch.tensor(losses, dtype=torch.float64)}, told)
+        told: dict[str, Scalar] = {"handed": handed, "authors": authors, "unfit": json.dumps(unfit)}
+        return Message(messages, {**told, "losses": json.dumps(losses)})
+
+    def _send(self, i: int, activation: Tensor, labels: Tensor) -> Sent:
+        setting = self.job.method.setting
+        sent = send_activation(activation, labels, setting.classes, self.job.method.options.values)
+        if self.job.method.listens:
+            self._waiting[i] = sent.activation
+        return sent
 
     def _reply(self, clients: Sequence[int], replies: Mapping[str, Tensor]) -> Message:
         """Let clients that wait end their step, with the server's gradient or without."""
         handed = 0
         rectified = self.job.method.setting.cut.rectified
         for i in clients:
-            up = self._waiting.pop(i)
-            reply = replies.get(str(i))
+            up, reply = self._waiting.pop(i, None), replies.get(str(i))
             gradient = None
-            if reply is not None:
+            if up is not None and reply is not None:
                 gradient = receive_gradient(as_bytes(reply), up, rectified).to(self.device)
             self._client(i).reply(gradient)
             handed += self._hand_over(i)
@@ -108,13 +114,20 @@ class Clients:
 
     def _train(
         self, i: int, round: int, iteration: int, *, sends: bool
-    ) -> tuple[Tensor | None, float | None]:
-        client = self._client(i)
-        if not (client.trains or sends):
-            return None, None
+    ) -> tuple[Tensor | None, Tensor, float | None]:
+        """Take one step; return activations where they are wanted, the labels, and the local loss, if any."""
+        client, method = self._client(i), self.job.method
+        if not (method.learns_alone or sends):
+            return None, torch.empty(0), None
         x, y = self._batch(i, round, iteration)
-        client.set_lr(self.job.method.lr_at(round))
-        return client.step(x, y, sends=sends)
+        client.set_lr(method.lr_at(round))
+        # Networks with dropout of their own draw from the global stream.
+        torch.default_generator.manual_seed(key(method.setting.seed, round, iteration, i, "torch"))
+        try:
+            activation, loss = client.step(x, y, sends=sends)
+        except LeanfleetError as error:
+            raise LeanfleetError(f"round {round + 1}, client {i}: {error}") from error
+        return activation, y, loss
 
     def _hand_over(self, i: int) -> int:
         """Give a client's half to the next one, if the method says so; return the bytes that takes."""
@@ -148,18 +161,15 @@ class Clients:
             )
         return self._streams[i].batch(round * self.job.iterations + iteration)
 
-    def _evaluate(self, clients: Sequence[int], views: Mapping[str, Tensor]) -> Message:
-        """Return each client's accuracy and mean loss on test data like its own."""
-        found = {}
-        for i in clients:
-            view = named(views, f"{i}/") or named(views, "all/")
-            view = {name: t.to(self.device) for name, t in view.items()}
-            found[i] = self._evaluate_one(i, view)
-        return Message({}, {"found": json.dumps(found)})
+    def _evaluate(self, clients: Sequence[int], view: Mapping[str, Tensor]) -> Message:
+        """Return each client's accuracy and mean loss on test data like its own, all with the same server's half."""
+        half = {name: t.to(self.device) for name, t in view.items()}
+        return Message({}, {"found": json.dumps({i: self._evaluate_one(i, half) for i in clients})})
 
     def _evaluate_one(self, i: int, view: dict[str, Tensor]) -> tuple[float, float]:
         job, client = self.job, self._client(i)
         rows, weights = test_samples(job, i)
+        weights = weights.to(self.device)
         mean, std = stats(job, i)
         batches = eval_batches(
             job.data.test,
@@ -174,10 +184,11 @@ class Clients:
         with torch.no_grad():
             for (x, y), part in zip(batches, batches.rows, strict=True):
                 logits = job.method.logits(view, client.activations(x))
-                weight = weights[part].to(self.device)
+                weight = weights[part]
                 hits += float((weight * (logits.argmax(1) == y)).sum())
                 loss += float((weight * F.cross_entropy(logits, y, reduction="none")).sum())
-        return hits, loss
+        # Weights that sum up to 1 may come to a little more.
+        return min(hits, 1.0), loss
 
 
 def test_samples(job: SplitJob, client: int) -> tuple[Tensor, Tensor]:
@@ -188,6 +199,9 @@ def test_samples(job: SplitJob, client: int) -> tuple[Tensor, Tensor]:
 
     Returns:
         int64 [rows], and float64 [test samples] that sum up to 1 over the rows.
+
+    Raises:
+        DataError: There are none.
     """
     train, test, own = job.data.train, job.data.test, job.parts[client]
     if job.experiment.data.partition == "writer" and train.writers is not None and test.writers is not None:
@@ -198,6 +212,8 @@ def test_samples(job: SplitJob, client: int) -> tuple[Tensor, Tensor]:
     shares = torch.bincount(train.labels[own], minlength=classes).double()
     there = torch.bincount(test.labels, minlength=classes).double()
     weights = (shares / there.clamp(min=1))[test.labels]
+    if not weights.any():
+        raise DataError(f"{job.data.name}: no test sample is of a class that client {client} has")
     return weights.nonzero().flatten(), weights / weights.sum()
 
 
@@ -207,13 +223,3 @@ def stats(job: SplitJob, client: int) -> tuple[tuple[float, ...], tuple[float, .
     by_writer = job.experiment.data.partition == "writer" and train.writers is not None
     writer = int(train.writers[job.parts[client][0]]) if by_writer and train.writers is not None else None
     return job.data.stats(writer)
-
-
-def as_tensor(data: bytes) -> Tensor:
-    """Return bytes as a tensor, to travel inside a message between processes."""
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
-
-
-def as_bytes(tensor: Tensor) -> bytes:
-    """Return the bytes that `as_tensor` was given."""
-    return tensor.numpy().tobytes()

@@ -51,7 +51,7 @@ class FederatedCenter:
         accuracy, loss = evaluate_on(pool, self.params, recalibrate=False)
         return {"accuracy": accuracy, "loss": loss}
 
-    def finish(self, pool: Workers) -> dict[str, Any]:
+    def finish(self, pool: Workers, ledger: Ledger, show: Show) -> dict[str, Any]:
         """Return evaluation B, and which table was used."""
         lut = getattr(self.job.method, "lut", None)
         recalibrated, _ = evaluate_on(pool, self.params, recalibrate=True)

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
 
-from leanfleet import federated, split
+from leanfleet import federated, gossip, split
 from leanfleet.data import DataSet, load, partition
 from leanfleet.errors import ExperimentError, NetworkError
 from leanfleet.experiment import (
     Experiment,
+    Family,
     FederatedFleet,
     FederatedTraining,
     FleetSection,
+    GossipFleet,
+    GossipTraining,
     SplitFleet,
     SplitTraining,
 )
-from leanfleet.fleet import Availability, AvailabilityConfig, availability
+from leanfleet.fleet import Availability, AvailabilityConfig, availability, build_graph
 from leanfleet.ledger import PHI
-from leanfleet.nets import NETWORKS, VotingEnsemble, build
+from leanfleet.nets import NETWORKS, VotingEnsemble, build, forward_macs
 from leanfleet.randomness import key
 from leanfleet.subnet import SubnetPlan
 
@@ -139,9 +142,31 @@ class SplitJob(Job):
         return self.iterations * self.training.batch_size
 
 
-def make_job(
-    experiment: Experiment, data: DataSet | None = None, parts: Parts | None = None
-) -> FederatedJob | SplitJob:
+@dataclass(frozen=True)
+class GossipJob(Job):
+    """A run of the gossip family.
+
+    Attributes:
+        fleet: `[fleet]`.
+        training: `[training]`.
+        method: The method.
+        iterations: Mini-batches of every node in a round.
+    """
+
+    fleet: GossipFleet
+    training: GossipTraining
+    method: gossip.GossipMethod[Any]
+    iterations: int
+
+    def samples(self, device: int) -> int:
+        """Return how many samples a device processes in a round: as many as any other, its own over and over."""
+        return self.iterations * self.training.batch_size
+
+
+AnyJob = FederatedJob | SplitJob | GossipJob
+
+
+def make_job(experiment: Experiment, data: DataSet | None = None, parts: Parts | None = None) -> AnyJob:
     """Build data, devices, network and method.
 
     Args:
@@ -154,8 +179,7 @@ def make_job(
     """
     data = data or load_data(experiment)
     parts = parts or deal(experiment, data)
-    make = _split if experiment.method.family == "split" else _federated
-    job = make(experiment, data, parts)
+    job = _MAKE[experiment.method.family](experiment, data, parts)
     # A trace is read at the first use: better now than in a worker, when there is a record already.
     job.means(0)
     return job
@@ -231,6 +255,39 @@ def _split(experiment: Experiment, data: DataSet, parts: Parts) -> SplitJob:
     return SplitJob(experiment, data, parts, net, means, (macs, at_least), fleet, training, method)
 
 
+def _gossip(experiment: Experiment, data: DataSet, parts: Parts) -> GossipJob:
+    fleet, training = experiment.fleet, experiment.training
+    assert isinstance(fleet, GossipFleet)
+    assert isinstance(training, GossipTraining)
+    net = network(experiment, experiment.network.name, data)
+    most = max(len(parts[device]) for device in range(len(parts)))
+    iterations = training.iterations or math.ceil(most / training.batch_size)
+    rounds, seed = experiment.experiment.rounds, experiment.experiment.seed
+    t = training
+    sgd = gossip.Sgd(
+        t.lr,
+        t.momentum,
+        t.nesterov,
+        t.weight_decay,
+        tuple(round(share * rounds) * iterations for share in t.milestones),
+        t.gamma,
+    )
+    setting = gossip.Setting(
+        net=net,
+        graph=build_graph(fleet.graph, len(parts), seed),
+        steps=rounds * iterations,
+        sgd=sgd,
+        seed=seed,
+        loss_rate=fleet.loss_rate,
+        lossy=bool(fleet.loss_rate or fleet.late_rate or fleet.double_rate or fleet.cuts or fleet.absences),
+        recorded=fleet.graph.startswith("file"),
+    )
+    method = gossip.METHODS[experiment.method.name](setting, experiment.options)
+    macs = float(forward_macs(net, torch.zeros(2, *data.shape)))
+    means = _availability(fleet, "own")
+    return GossipJob(experiment, data, parts, net, means, (macs, 0.0), fleet, training, method, iterations)
+
+
 def load_data(experiment: Experiment) -> DataSet:
     """Return the data set that the experiment names, its images in shared memory."""
     at = experiment.data
@@ -291,3 +348,10 @@ def _availability(fleet: FleetSection, resources: Literal["own", "full"]) -> Ava
     return AvailabilityConfig(
         fleet.availability, fleet.ratio, fleet.changes_per_round, fleet.round_seconds, fleet.trace
     )
+
+
+_MAKE: Final[dict[Family, Callable[[Experiment, DataSet, Parts], AnyJob]]] = {
+    "federated": _federated,
+    "split": _split,
+    "gossip": _gossip,
+}

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from leanfleet.engines.center import Show, named, shards
-from leanfleet.engines.clients import as_bytes, as_tensor
+from leanfleet.engines.center import Show, as_bytes, as_tensor, named, shards
 from leanfleet.engines.job import SplitJob
 from leanfleet.engines.timeline import Timeline
 from leanfleet.errors import LeanfleetError, WireError
 from leanfleet.ledger import Ledger
-from leanfleet.randomness import torch_generator
+from leanfleet.randomness import key, torch_generator
 from leanfleet.split.payload import receive_activation, send_gradient
 from leanfleet.split.server import average
 from leanfleet.wire import Message, Scalar, decode, encode
@@ -45,35 +47,49 @@ class SplitCenter:
         self.homes = [list(clients), *[[]] * (workers - 1)] if job.method.handover else shards(even, workers)
         self.chosen: list[int] = []
         self.totals: dict[str, int] = dict.fromkeys(_TOTALS, 0)
+        self._timeline = Timeline(job)
         self._clients: dict[str, Tensor] = {}
 
     def play(self, pool: Workers, round: int, ledger: Ledger, show: Show) -> dict[str, Any]:
         """Let clients train alone, or with the server, for a round."""
-        timeline = Timeline(self.job, ledger.seconds_virtual)
-        if round < self.method.local_rounds():
-            told = self._alone(pool, round, ledger, timeline, show)
+        self._timeline.now = ledger.seconds_virtual
+        if round < self.method.local_rounds() and not self.method.in_turn:
+            told = self._alone(pool, round, ledger, show)
         else:
-            told = self._together(pool, round, ledger, timeline, show)
+            with torch.random.fork_rng(devices=[]):
+                told = self._iterations(pool, round, ledger, show)
         if self.method.averages:
-            self._average(pool, ledger, timeline)
-        ledger.seconds_virtual = timeline.now
+            self._average(pool, ledger)
+        ledger.seconds_virtual = self._timeline.now
         self._clients = self._merged(self._ask(pool, "states"))
         return told | self.totals
 
     def evaluate(self, pool: Workers) -> dict[str, Any]:
-        """Return the mean over clients of accuracy and loss, each on test data like its own, and all accuracies."""
-        found: dict[int, tuple[float, float]] = {}
-        for answer in self._ask(pool, "evaluate", tensors=[self._views(home) for home in self.homes]):
-            found |= {int(i): pair for i, pair in json.loads(str(answer.scalars["found"])).items()}
-        accuracies = [found[i][0] for i in sorted(found)]
-        return {
-            "accuracy": sum(accuracies) / len(found),
-            "loss": sum(loss for _, loss in found.values()) / len(found),
-            "accuracies": accuracies,
-        }
+        """Return the mean over clients of accuracy and loss, each on test data like its own, and all accuracies.
 
-    def finish(self, pool: Workers) -> dict[str, Any]:
-        """Return the totals in the authors' way of counting, and what is kept for every client."""
+        Raises:
+            LeanfleetError: A loss is not finite.
+        """
+        found: dict[int, tuple[float, float]] = {}
+        everyone = range(len(self.job.parts))
+        # Where weights are personal one client a worker at a time: together they may be more than memory holds.
+        turns = itertools.zip_longest(*self.homes) if self.method.personal else [everyone]
+        for turn in turns:
+            clients = [i for i in turn if i is not None]
+            views = [self._view(home, clients) for home in self.homes]
+            for answer in self._ask(pool, "evaluate", tensors=views, among=clients):
+                found |= {int(i): pair for i, pair in json.loads(str(answer.scalars["found"])).items()}
+        accuracies, losses = zip(*(found[i] for i in everyone), strict=True)
+        diverged = next((i for i in everyone if not math.isfinite(losses[i])), None)
+        if diverged is not None:
+            raise LeanfleetError(
+                f"client {diverged}: its loss on test data is {losses[diverged]}: training has diverged; lower "
+                "[training] lr"
+            )
+        return {"accuracy": _mean(accuracies), "loss": _mean(losses), "accuracies": list(accuracies)}
+
+    def finish(self, pool: Workers, ledger: Ledger, show: Show) -> dict[str, Any]:
+        """Return the totals in the authors' way of counting, and what the server keeps: weights, masks, moments."""
         kept = sum(t.numel() * t.element_size() for t in self.server.tensors().values())
         return {**self.totals, "cut": self.method.options.cut, "server_bytes": kept}
 
@@ -97,107 +113,97 @@ class SplitCenter:
         self._clients = named(tensors, "clients/")
         self._ask(pool, "restore", tensors=[self._of(home, self._clients) for home in self.homes])
 
-    def _alone(
-        self, pool: Workers, round: int, ledger: Ledger, timeline: Timeline, show: Show
-    ) -> dict[str, Any]:
+    def _alone(self, pool: Workers, round: int, ledger: Ledger, show: Show) -> dict[str, Any]:
+        """Let clients train for a round without the server, all at the same time."""
         count = self.job.iterations
         done = iter(range(1, count * self.workers + 1))
-        finished = timeline.alone()
-        steps = json.dumps(finished)
+        finished = self._timeline.alone()
+        steps = json.dumps({i: alone.steps for i, alone in finished.items()})
         tick = partial(_pass_on, show, done, count * self.workers)
-        answers = self._ask(pool, "alone", {"round": round, "steps": steps}, tick=tick)
-        self._book_handed(answers, ledger, timeline)
-        macs = self.method.client_macs(sends=False)
-        for i, n in finished.items():
-            samples = n * self.job.training.batch_size
-            ledger.record(i, macs=macs.training * samples, late=count - n, times=count)
-            self.totals["forward_macs"] += macs.forward * samples
-        return {"local_loss": _mean([loss for a in answers for loss in a.tensors["losses"].tolist()])}
+        losses: dict[int, list[float]] = {}
+        for answer in self._ask(pool, "alone", {"round": round, "steps": steps}, tick=tick):
+            losses |= {int(i): found for i, found in json.loads(str(answer.scalars["losses"])).items()}
+        forward = self.method.client_macs(sends=False).forward * self.job.training.batch_size
+        for i, alone in finished.items():
+            ledger.record(i, macs=alone.macs, late=count - alone.steps, times=count)
+            self.totals["forward_macs"] += forward * alone.steps
+        return {"local_loss": _mean([loss for i in sorted(losses) for loss in losses[i]])}
 
-    def _together(
-        self, pool: Workers, round: int, ledger: Ledger, timeline: Timeline, show: Show
-    ) -> dict[str, Any]:
+    def _iterations(self, pool: Workers, round: int, ledger: Ledger, show: Show) -> dict[str, Any]:
+        """Let clients train iteration by iteration; the server hears those who are chosen, if it is time for that."""
+        count, heard_for = self.job.iterations, round - self.method.local_rounds()
         self.server.set_lr(self.method.lr_at(round))
-        tally = _Tally()
+        tally = _Tally(round)
         clients = list(range(len(self.job.parts)))
         groups = [[i] for i in clients] if self.method.in_turn else [clients]
-        for iteration in range(self.job.iterations):
-            if not self.chosen:
-                # The first choice, when nothing has been heard yet.
-                self._select(round, -1)
+        for iteration in range(count):
+            tally.iteration = iteration
+            if heard_for >= 0 and (heard_for * count + iteration) % self.method.selection_window == 0:
+                generator = torch_generator(self.method.setting.seed, round, iteration, "selection")
+                self.chosen = self.orchestrator.select(self.method.selected(), generator)
             for group in groups:
-                self._iterate(pool, group, (round, iteration), ledger, timeline, tally)
-            self.orchestrator.end_iteration()
-            if (iteration + 1) % self.method.selection_window == 0:
-                self._select(round, iteration)
-            show((iteration + 1) / self.job.iterations)
-        if tally.rejected and not tally.losses:
-            raise LeanfleetError(
-                f"round {round + 1}: nothing that clients sent could be used ({tally.rejected[0]}); training has "
-                "diverged: lower [training] lr"
-            )
+                sends = [i for i in group if heard_for >= 0 and i in self.chosen]
+                self._iterate(pool, group, sends, ledger, tally)
+            if heard_for >= 0:
+                self.orchestrator.end_iteration()
+            show((iteration + 1) / count)
+        if heard_for < 0:
+            return {"local_loss": _mean(tally.local_losses)}
+        told = tally.told(clients)
         self.server.end_round([float(len(self.job.parts[i])) for i in clients])
-        return {
-            "server_loss": _mean(tally.losses),
-            "local_loss": _mean(tally.local_losses),
-            "heard": [tally.heard[i] for i in clients],
-            "rejected": tally.rejected,
-        }
+        return told
 
     def _iterate(
-        self,
-        pool: Workers,
-        group: Sequence[int],
-        at: tuple[int, int],
-        ledger: Ledger,
-        timeline: Timeline,
-        tally: _Tally,
+        self, pool: Workers, group: Sequence[int], sends: Sequence[int], ledger: Ledger, tally: _Tally
     ) -> None:
         """One mini-batch of each client of a group: step, upload, serve, reply."""
-        sends = [i for i in group if i in self.chosen]
-        absent = timeline.absent(group, sends)
+        absent = self._timeline.absent(group, sends)
         for i in absent:
-            ledger.record(i, macs=timeline.spent(i), late=1)
+            ledger.record(i, macs=self._timeline.spent(i), late=1)
         present = [i for i in group if i not in absent]
         sends = [i for i in sends if i not in absent]
-        ups = self._step(pool, present, sends, at, ledger, timeline, tally)
-        late = timeline.late({i: len(data) for i, data in ups.items()})
-        served, replies = self._serve({i: ups[i] for i in ups if i not in late}, at, tally)
-        if self.method.listens:
-            self._reply(pool, sends, replies, ledger, timeline)
-        timeline.end(served, {i: len(data) for i, data in replies.items()}, bool(absent or late))
+        ups = self._step(pool, present, sends, tally) if present else {}
+        late = self._timeline.late({i: len(data) for i, data in ups.items()})
+        served, replies = self._serve({i: ups[i] for i in ups if i not in late}, ledger, tally)
+        if self.method.listens and sends:
+            self._reply(pool, sends, replies, tally)
+        self._timeline.end(served, {i: len(data) for i, data in replies.items()})
+        self._hand_over(tally, ledger)
+        samples = self.job.training.batch_size
         for i in present:
-            self._book(i, i in sends, len(ups.get(i, b"")), len(replies.get(i, b"")), i in late, ledger)
+            macs = self.method.client_macs(sends=i in sends, answered=i in replies)
+            lengths = {"bytes_up": len(ups.get(i, b"")), "bytes_down": len(replies.get(i, b""))}
+            ledger.record(i, macs=macs.training * samples, **lengths, late=int(i in late))
+            self.totals["forward_macs"] += macs.forward * samples
 
     def _step(
-        self,
-        pool: Workers,
-        present: Sequence[int],
-        sends: Sequence[int],
-        at: tuple[int, int],
-        ledger: Ledger,
-        timeline: Timeline,
-        tally: _Tally,
+        self, pool: Workers, present: Sequence[int], sends: Sequence[int], tally: _Tally
     ) -> dict[int, bytes]:
-        asked: dict[str, Scalar] = {"round": at[0], "iteration": at[1], "sends": json.dumps(sends)}
-        answers = self._ask(pool, "step", asked, among=present)
-        self._book_handed(answers, ledger, timeline)
+        """Let clients take a step; return what those send that are to."""
+        asked: dict[str, Scalar] = {**tally.at, "sends": json.dumps(sends)}
         ups: dict[int, bytes] = {}
-        for answer in answers:
-            tally.local_losses += answer.tensors.pop("losses").tolist()
-            self.totals["bytes_authors"] += sum(json.loads(str(answer.scalars["authors"])).values())
+        losses: dict[int, float] = {}
+        for answer in self._ask(pool, "step", asked, among=present):
+            s = answer.scalars
+            losses |= {int(i): loss for i, loss in json.loads(str(s["losses"])).items()}
+            tally.rejected += [f"client {i}: {why}" for i, why in json.loads(str(s["unfit"])).items()]
+            self.totals["bytes_authors"] += int(s["authors"])
+            tally.handed += int(s["handed"])
             ups |= {int(i): as_bytes(t) for i, t in answer.tensors.items()}
+        tally.local_losses += [losses[i] for i in sorted(losses)]
         return ups
 
     def _serve(
-        self, ups: Mapping[int, bytes], at: tuple[int, int], tally: _Tally
+        self, ups: Mapping[int, bytes], ledger: Ledger, tally: _Tally
     ) -> tuple[list[int], dict[int, bytes]]:
         """Let the server train on what arrived; what it cannot use is left out, and it stays as it was."""
-        setting, options = self.method.setting, self.method.options
+        setting, options, seed = self.method.setting, self.method.options, self.method.setting.seed
         served: list[int] = []
         replies: dict[int, bytes] = {}
-        order = self.method.order(list(ups), torch_generator(setting.seed, *at, "order"))
+        order = self.method.order(sorted(ups), torch_generator(seed, *tally.at.values(), "order"))
         for i in order:
+            # Networks with dropout of their own draw from the global stream.
+            torch.default_generator.manual_seed(key(seed, *tally.at.values(), i, "server"))
             try:
                 up = receive_activation(ups[i], setting.cut.shape, setting.classes, setting.batch_size)
                 heard = self.server.step(i, up.activation, up.labels)
@@ -212,21 +218,28 @@ class SplitCenter:
             tally.losses.append(heard.loss)
             tally.heard[i] += 1
             self.orchestrator.record(i, heard.loss)
-            self.totals["server_forward_macs"] += self.method.server_macs().forward * len(up.labels)
+            macs = self.method.server_macs()
+            ledger.server_macs += macs.training * len(up.labels)
+            self.totals["server_forward_macs"] += macs.forward * len(up.labels)
         return served, replies
 
     def _reply(
-        self,
-        pool: Workers,
-        sends: Sequence[int],
-        replies: Mapping[int, bytes],
-        ledger: Ledger,
-        timeline: Timeline,
+        self, pool: Workers, sends: Sequence[int], replies: Mapping[int, bytes], tally: _Tally
     ) -> None:
+        """Let clients that waited end their step."""
         tensors = [{str(i): as_tensor(replies[i]) for i in home if i in replies} for home in self.homes]
-        self._book_handed(self._ask(pool, "reply", tensors=tensors, among=sends), ledger, timeline)
+        answers = self._ask(pool, "reply", tensors=tensors, among=sends)
+        tally.handed += sum(int(answer.scalars["handed"]) for answer in answers)
 
-    def _average(self, pool: Workers, ledger: Ledger, timeline: Timeline) -> None:
+    def _hand_over(self, tally: _Tally, ledger: Ledger) -> None:
+        """Charge what clients hand over: it goes through the server, so it is sent once and received once."""
+        ledger.bytes_up += tally.handed
+        ledger.bytes_down += tally.handed
+        if tally.handed:
+            self._timeline.relay(tally.handed)
+        tally.handed = 0
+
+    def _average(self, pool: Workers, ledger: Ledger) -> None:
         """Average the clients' halves, weighted by samples; everyone sends, everyone receives."""
         nets = {int(i): as_bytes(t) for i, t in self._merged(self._ask(pool, "nets")).items()}
         clients = sorted(nets)
@@ -235,24 +248,7 @@ class SplitCenter:
         self._ask(pool, "load", tensors=[{"mean": as_tensor(mean)}] * len(self.homes))
         ledger.bytes_up += sum(map(len, nets.values()))
         ledger.bytes_down += len(clients) * len(mean)
-        timeline.relay(len(mean))
-
-    def _select(self, round: int, iteration: int) -> None:
-        generator = torch_generator(self.method.setting.seed, round, iteration, "selection")
-        self.chosen = self.orchestrator.select(self.method.selected(), generator)
-
-    def _book(self, i: int, sent: bool, up: int, down: int, late: bool, ledger: Ledger) -> None:
-        macs, samples = self.method.client_macs(sends=sent), self.job.training.batch_size
-        ledger.record(i, macs=macs.training * samples, bytes_up=up, bytes_down=down, late=int(late))
-        self.totals["forward_macs"] += macs.forward * samples
-
-    def _book_handed(self, answers: Iterable[Message], ledger: Ledger, timeline: Timeline) -> None:
-        """Charge hand-overs: through the server, so sent once and received once."""
-        handed = sum(int(answer.scalars["handed"]) for answer in answers)
-        ledger.bytes_up += handed
-        ledger.bytes_down += handed
-        if handed:
-            timeline.relay(handed)
+        self._timeline.relay(len(mean))
 
     def _ask(
         self,
@@ -266,8 +262,9 @@ class SplitCenter:
     ) -> list[Message]:
         """Ask every worker the same of its own clients, or of those of them that are among some."""
         requests = []
+        wanted = None if among is None else set(among)
         for place, home in enumerate(self.homes):
-            clients = json.dumps([i for i in home if among is None or i in among])
+            clients = json.dumps([i for i in home if wanted is None or i in wanted])
             told: dict[str, Scalar] = {"task": task, "clients": clients, **(scalars or {})}
             requests.append(encode(Message(dict(tensors[place]) if tensors else {}, told)))
         return [decode(answer) for answer in pool.ask(requests, tick)]
@@ -276,11 +273,10 @@ class SplitCenter:
     def _merged(answers: Iterable[Message]) -> dict[str, Tensor]:
         return {name: t for answer in answers for name, t in answer.tensors.items()}
 
-    def _views(self, home: Sequence[int]) -> dict[str, Tensor]:
-        """Return the server's half as each client of a worker is served with it."""
-        if not self.method.personal:
-            return {f"all/{name}": t for name, t in self.server.view(0).items()}
-        return {f"{i}/{name}": t for i in home for name, t in self.server.view(i).items()}
+    def _view(self, home: Sequence[int], clients: Sequence[int]) -> Mapping[str, Tensor]:
+        """Return the server's half as the client of a worker is served with it, or as all are."""
+        here = [i for i in clients if i in home]
+        return self.server.view(here[0]) if here else {}
 
     @staticmethod
     def _of(home: Sequence[int], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -289,12 +285,32 @@ class SplitCenter:
 
 @dataclass
 class _Tally:
-    """What a round with the server came to."""
+    """What a round, iteration by iteration, comes to."""
 
+    round: int
+    iteration: int = 0
     losses: list[float] = field(default_factory=list)
     local_losses: list[float] = field(default_factory=list)
     heard: Counter[int] = field(default_factory=Counter)
     rejected: list[str] = field(default_factory=list)
+    handed: int = 0
+
+    @property
+    def at(self) -> dict[str, int]:
+        return {"round": self.round, "iteration": self.iteration}
+
+    def told(self, clients: Sequence[int]) -> dict[str, Any]:
+        if self.rejected and not self.losses:
+            raise LeanfleetError(
+                f"round {self.round + 1}: nothing that clients sent could be used ({self.rejected[0]}); training has "
+                "diverged: lower [training] lr"
+            )
+        return {
+            "server_loss": _mean(self.losses),
+            "local_loss": _mean(self.local_losses),
+            "heard": [self.heard[i] for i in clients],
+            "rejected": self.rejected,
+        }
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -7,7 +7,8 @@ from typing import Self
 from leanfleet.data import DataSet
 from leanfleet.engines.clients import Clients
 from leanfleet.engines.devices import Devices
-from leanfleet.engines.job import FederatedJob, Job, Parts, make_job
+from leanfleet.engines.job import AnyJob, FederatedJob, GossipJob, Job, Parts, SplitJob, make_job
+from leanfleet.engines.nodes import Nodes
 from leanfleet.experiment import dumps, loads
 from leanfleet.wire import Message, decode, encode
 from leanfleet.workers import Handler, Tick, Workers
@@ -15,7 +16,7 @@ from leanfleet.workers import Handler, Tick, Workers
 
 def start(data: DataSet, device: str) -> Handler:
     """Build a worker for runs on this data: it is given a job, then answers what the job's family asks."""
-    at_work: list[Devices | Clients] = []
+    at_work: list[Devices | Clients | Nodes] = []
 
     def handle(request: bytes, tick: Tick) -> bytes:
         asked = decode(request)
@@ -23,10 +24,20 @@ def start(data: DataSet, device: str) -> Handler:
             return encode(at_work[0].handle(asked, tick))
         parts = Parts(asked.tensors["indices"], asked.tensors["ends"])
         job = make_job(loads(str(asked.scalars["experiment"])), data, parts)
-        at_work[:] = [Devices(job, device) if isinstance(job, FederatedJob) else Clients(job, device)]
+        at_work[:] = [_at_work(job, device)]
         return encode(Message())
 
     return handle
+
+
+def _at_work(job: AnyJob, device: str) -> Devices | Clients | Nodes:
+    match job:
+        case FederatedJob():
+            return Devices(job, device)
+        case SplitJob():
+            return Clients(job, device)
+        case GossipJob():
+            return Nodes(job, device)
 
 
 class Staff:

@@ -1,17 +1,21 @@
 """What an experiment file says: TOML in, checked sections out, and back."""
 
+from leanfleet.experiment.families import (
+    FederatedFleet,
+    FederatedTraining,
+    FleetSection,
+    GossipFleet,
+    GossipTraining,
+    SplitFleet,
+    SplitTraining,
+)
 from leanfleet.experiment.methods import METHODS, Family
 from leanfleet.experiment.sections import (
     DataSection,
     Experiment,
-    FederatedFleet,
-    FederatedTraining,
-    FleetSection,
     GeneralSection,
     MethodSection,
     NetworkSection,
-    SplitFleet,
-    SplitTraining,
 )
 from leanfleet.experiment.toml import dumps, load, loads, override
 
@@ -24,6 +28,8 @@ __all__ = [
     "FederatedTraining",
     "FleetSection",
     "GeneralSection",
+    "GossipFleet",
+    "GossipTraining",
     "MethodSection",
     "NetworkSection",
     "SplitFleet",

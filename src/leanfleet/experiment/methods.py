@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Final, Literal
 
-from leanfleet import federated, split
+from leanfleet import federated, gossip, split
 
-Family = Literal["federated", "split"]
+Family = Literal["federated", "split", "gossip"]
+AnyMethod = federated.Method[Any, Any] | split.SplitMethod[Any] | gossip.GossipMethod[Any]
 
-METHODS: Final[dict[str, type[federated.Method[Any, Any]] | type[split.SplitMethod[Any]]]] = {
-    **federated.METHODS,
-    **split.METHODS,
-}
+METHODS: Final[dict[str, type[AnyMethod]]] = {**federated.METHODS, **split.METHODS, **gossip.METHODS}
 """Every method by the name it has in an experiment file."""

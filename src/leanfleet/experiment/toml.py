@@ -18,17 +18,19 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from leanfleet.energy import Energy
 from leanfleet.errors import ExperimentError, did_you_mean
+from leanfleet.experiment.base import Section
+from leanfleet.experiment.families import FAMILIES
 from leanfleet.experiment.methods import METHODS
 from leanfleet.experiment.sections import (
-    FAMILIES,
     BudgetSection,
     DataSection,
+    EnergySection,
     Experiment,
     GeneralSection,
     MethodSection,
     NetworkSection,
-    Section,
 )
 from leanfleet.ledger import Budget
 
@@ -41,7 +43,7 @@ _COMMON: Mapping[str, type[Section]] = {
     "data": DataSection,
     "network": NetworkSection,
 }
-_NAMES = (*_COMMON, *FAMILIES["federated"], "method", "budget")
+_NAMES = (*_COMMON, *FAMILIES["federated"], "method", "budget", "energy")
 
 
 def load(path: Path | str, overrides: Sequence[str] = ()) -> Experiment:
@@ -101,6 +103,8 @@ def _tables(experiment: Experiment) -> Tables:
     }
     tables["method"] = {"name": experiment.method.name, **experiment.method.options.model_dump(mode="json")}
     tables["budget"] = dataclasses.asdict(experiment.budget)
+    if experiment.energy is not None:
+        tables["energy"] = dataclasses.asdict(experiment.energy)
     return {
         name: {key: value for key, value in table.items() if value is not None}
         for name, table in tables.items()
@@ -124,8 +128,11 @@ class _Reader:
         models = {**_COMMON, **FAMILIES[method.family]}
         sections = {name: self._section(name, model, tables.get(name, {})) for name, model in models.items()}
         budget = Budget(**self._section("budget", BudgetSection, tables.get("budget", {})).model_dump())
+        energy = None
+        if "energy" in tables:
+            energy = Energy(**self._section("energy", EnergySection, tables["energy"]).model_dump())
         try:
-            return Experiment(**sections, method=method, budget=budget)  # type: ignore[arg-type]
+            return Experiment(**sections, method=method, budget=budget, energy=energy)  # type: ignore[arg-type]
         except ExperimentError as error:
             raise ExperimentError(f"{self._where}: {error}") from None
 
@@ -222,7 +229,7 @@ def _change_family(tables: Tables, before: Any, after: Any) -> None:
 
 def _home(key: str) -> str:
     """Name the section in which a misplaced key belongs, if there is one."""
-    common: Mapping[str, type[Section]] = {**_COMMON, "budget": BudgetSection}
+    common: Mapping[str, type[Section]] = {**_COMMON, "budget": BudgetSection, "energy": EnergySection}
     shared = [name for name, model in common.items() if key in model.model_fields]
     own = {
         f: [n for n, model in models.items() if key in model.model_fields] for f, models in FAMILIES.items()

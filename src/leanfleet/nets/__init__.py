@@ -19,10 +19,11 @@ from leanfleet.nets.cnn import digits_cnn, femnist_cnn
 from leanfleet.nets.densenet import densenet_bc
 from leanfleet.nets.ensemble import VotingEnsemble, vote
 from leanfleet.nets.lenet import lenet
+from leanfleet.nets.macs import forward_macs
 from leanfleet.nets.resnet import resnet_20
 from leanfleet.randomness import key
 
-__all__ = ["NETWORKS", "Reference", "VotingEnsemble", "build", "vote"]
+__all__ = ["NETWORKS", "Reference", "VotingEnsemble", "build", "forward_macs", "vote"]
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from leanfleet.storage import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Values = npt.NDArray[np.float64]
 
@@ -84,11 +85,32 @@ def draw(groups: Sequence[Group], folder: Path, title: str = "") -> list[Path]:
     Raises:
         StorageError: The disk refuses.
     """
+    make_folder(folder)
+    return [_draw(groups, axis, folder / axis.file, title) for axis in _AXES]
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for plots, if it is not there.
+
+    Raises:
+        StorageError: The disk refuses.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"{folder}: cannot be written: {error.strerror}") from error
-    return [_draw(groups, axis, folder / axis.file, title) for axis in _AXES]
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure as a PNG file, whole or not at all; return the file.
+
+    Raises:
+        StorageError: The disk refuses.
+    """
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    write_bytes(path, buffer.getvalue())
+    return path
 
 
 def band(group: Group, over: str) -> Band:
@@ -121,6 +143,11 @@ def colours(groups: Sequence[Group]) -> list[int]:
     return taken
 
 
+def colour_of(number: int) -> str:
+    """Return the colour that goes with a number of `colours`."""
+    return _COLOURS[number % len(_COLOURS)]
+
+
 def _draw(groups: Sequence[Group], axis: _Axis, path: Path, title: str) -> Path:
     from matplotlib.figure import Figure
 
@@ -129,18 +156,15 @@ def _draw(groups: Sequence[Group], axis: _Axis, path: Path, title: str) -> Path:
     for group, number in zip(groups, colours(groups), strict=True):
         _line(axes, group, axis.key, number)
     _dress(axes, axis)
-    axes.set_title(_title(groups, title), loc="left", fontsize="medium")
+    axes.set_title(shared_title(groups, title), loc="left", fontsize="medium")
     # Beside the data: curves of good methods fill every corner.
     figure.legend(loc="outside right upper", frameon=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    write_bytes(path, buffer.getvalue())
-    return path
+    return save(figure, path)
 
 
 def _line(axes: Axes, group: Group, key: str, number: int) -> None:
     found = band(group, key)
-    colour = _COLOURS[number % len(_COLOURS)]
+    colour = colour_of(number)
     # Markers only where the evaluations can be told apart; a single one would be invisible without.
     marker = _MARKERS[number % len(_MARKERS)] if len(found.x) <= _FEW else ""
     full = group.method in METHODS and METHODS[group.method].resources == "full"
@@ -168,8 +192,8 @@ def _dress(axes: Axes, axis: _Axis) -> None:
     axes.set_xlim(left=0)
 
 
-def _title(groups: Sequence[Group], title: str) -> str:
-    """Name what all groups share, and say what a band is."""
+def shared_title(groups: Sequence[Group], title: str = "", over_seeds: str = "mean and range") -> str:
+    """Name what all groups share, and say what is shown of several seeds."""
     records = [record for group in groups for record in group.records]
     shared = [{r.config.get(section, {}).get(key) for r in records} for section, key in _SETTING]
     # A source may be a path.
@@ -177,5 +201,5 @@ def _title(groups: Sequence[Group], title: str) -> str:
     parts += [Path(value).name for values in shared if len(values) == 1 for value in values if value]
     seeds = sorted({len(group.records) for group in groups})
     if seeds[-1] > 1:
-        parts.append(f"mean and range of {seeds[0]}{'' if len(seeds) == 1 else f' to {seeds[-1]}'} seeds")
+        parts.append(f"{over_seeds} of {seeds[0]}{'' if len(seeds) == 1 else f' to {seeds[-1]}'} seeds")
     return ", ".join(parts)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from leanfleet.errors import RecordError
+from leanfleet.experiment import METHODS
 from leanfleet.runs import Run
 
 Config = dict[str, dict[str, Any]]
@@ -48,6 +49,12 @@ class Record:
         return str(self.config["method"]["name"])
 
     @property
+    def family(self) -> str:
+        """The family of the method."""
+        known = METHODS[self.method].family if self.method in METHODS else "unknown"
+        return str(self.totals.get("family", known))
+
+    @property
     def seed(self) -> int:
         """What everything random was drawn from."""
         return int(self.config["experiment"]["seed"])
@@ -61,7 +68,7 @@ class Record:
     @property
     def evaluations(self) -> list[dict[str, Any]]:
         """The rounds that ended with an evaluation."""
-        return [event for event in self.events if "accuracy" in event]
+        return [event for event in self.events if event.get("accuracy") is not None]
 
     def curve(self, over: str) -> tuple[list[float], list[float]]:
         """Return accuracy (a fraction, evaluation A) at every evaluation.
@@ -133,6 +140,11 @@ class Group:
     label: str
     method: str
     records: tuple[Record, ...]
+
+    @property
+    def family(self) -> str:
+        """The family of the method."""
+        return self.records[0].family
 
 
 def read(folders: Iterable[Path]) -> list[Record]:

@@ -6,16 +6,14 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from leanfleet.experiment import METHODS
+from leanfleet.report.notes import federated_notes, notes, rejections
 from leanfleet.report.records import Group, Record
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-_COSTS = ("macs_total", "bytes_up", "bytes_down", "seconds_virtual", "stragglers")
+_COSTS = ("macs_total", "server_macs", "bytes_up", "bytes_down", "seconds_virtual", "stragglers")
 _TOTALS = ("accuracy", "accuracy_recalibrated", "best_accuracy", *_COSTS)
-_COST_NAMES = ("runs", "MACs", "up", "down", "stragglers", "late [%]", "time")
-_TABLES = {"uniform": "one rate for all layers (leanfleet search finds better ones)"}
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 
 
@@ -54,22 +52,22 @@ def summarise(groups: Sequence[Group]) -> Tables:
         "seconds_virtual": times,
         "groups": [_group_row(group, times) for group in groups],
         "runs": [_run_row(group, record) for group in groups for record in group.records],
-        "notes": _notes(groups),
+        "notes": [*federated_notes(groups), *notes(groups), *rejections(groups)],
     }
 
 
 def render(tables: Tables, width: int) -> list[Table]:
     """Return the accuracy table and the cost table for a console of `width` columns.
 
-    Where they do not fit, a small table for each group takes their place.
+    Where they do not fit, a small table for each group takes their place. Fixed times at which no group had been
+    evaluated are left out, and so are evaluation B and a server's MACs where no group has them.
     """
-    accuracy = [("method", *_accuracy_names(tables)), *(_accuracy_cells(row) for row in tables["groups"])]
-    cost = [("method", *_COST_NAMES), *(_cost_cells(row) for row in tables["groups"])]
-    wide = [_wide("accuracy of the network in use [%]", accuracy), _wide("cost", cost)]
-    if all(_columns(table) <= width for table in wide):
-        return wide
+    accuracy, cost = _accuracy_lines(tables), _cost_lines(tables)
+    both = [wide("accuracy of the network in use [%]", accuracy), wide("cost", cost)]
+    if all(columns(table) <= width for table in both):
+        return both
     return [
-        _narrow(zip(accuracy[0] + cost[0][1:], row + costs[1:], strict=True))
+        narrow(zip(accuracy[0] + cost[0][1:], row + costs[1:], strict=True))
         for row, costs in zip(accuracy[1:], cost[1:], strict=True)
     ]
 
@@ -97,16 +95,27 @@ def quantity(spread: Spread | None, unit: str = "") -> str:
     """Return a number of anything with an SI prefix, such as `1.23 T` or `45.6 MB`; `-` where there is none."""
     if spread is None:
         return "-"
-    value, index = spread["mean"], 0
-    while abs(value) >= 999.5 and index < len(_PREFIXES) - 1:
-        value, index = value / 1000, index + 1
-    digits = 0 if index == 0 else 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
-    return f"{value:.{digits}f} {_PREFIXES[index]}{unit}".rstrip()
+    value, prefix = _scaled(spread["mean"])
+    digits = 0 if not prefix else 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
+    return f"{value:.{digits}f} {prefix}{unit}".rstrip()
+
+
+def precise(value: float, unit: str = "") -> str:
+    """Return a number with six digits and an SI prefix, such as `84.64 GB`: enough to give it again."""
+    value, prefix = _scaled(value)
+    return f"{value:.6g} {prefix}{unit}".rstrip()
 
 
 def seconds(value: float) -> str:
     """Return virtual seconds, such as `12.5 s`."""
     return f"{value:.4g} s" if value < 10_000 else f"{value:,.0f} s"
+
+
+def _scaled(value: float) -> tuple[float, str]:
+    index = 0
+    while abs(value) >= 999.5 and index < len(_PREFIXES) - 1:
+        value, index = value / 1000, index + 1
+    return value, _PREFIXES[index]
 
 
 def _fixed_times(records: Sequence[Record]) -> list[float]:
@@ -120,6 +129,7 @@ def _group_row(group: Group, times: Sequence[float]) -> dict[str, Any]:
     return {
         "label": group.label,
         "method": group.method,
+        "family": group.family,
         "seeds": [record.seed for record in records],
         "accuracy_at": [spread_of([r.accuracy_at(t) for r in records]) for t in times],
         **{key: spread_of([_total(r, key) for r in records]) for key in _TOTALS},
@@ -132,6 +142,7 @@ def _run_row(group: Group, record: Record) -> dict[str, Any]:
         "record": str(record.folder),
         "label": group.label,
         "method": record.method,
+        "family": group.family,
         "seed": record.seed,
         "finished": record.finished,
         "rounds": record.totals.get("rounds", record.totals.get("round", 0)),
@@ -150,49 +161,43 @@ def _total(record: Record, key: str) -> float | None:
     return value
 
 
-def _notes(groups: Sequence[Group]) -> list[str]:
-    notes = [
-        "A: norms use the test batch's own statistics; B: those of training images, as exported networks do"
+def _accuracy_lines(tables: Tables) -> list[tuple[str, ...]]:
+    rows = tables["groups"]
+    times = [
+        (n, at)
+        for n, at in enumerate(tables["seconds_virtual"])
+        if any(row["accuracy_at"][n] for row in rows)
     ]
-    unfinished = [r.name for group in groups for r in group.records if not r.finished]
-    if unfinished:
-        notes.append(f"not finished yet: {', '.join(unfinished)}")
-    notes += [note for group in groups for record in group.records for note in _rejected(record)]
-    tables = {group.label: group.records[0].totals.get("lut") for group in groups}
-    notes += [f"{label}: table of dropout vectors: {_TABLES.get(o, o)}" for label, o in tables.items() if o]
-    bounds = [g.label for g in groups if g.method in METHODS and METHODS[g.method].resources == "full"]
-    if bounds and len(groups) > len(bounds):
-        notes.append(
-            f"{', '.join(bounds)}: every device is given the means to train the whole network in time; "
-            "a bound, not a competitor"
-        )
-    return notes
+    recalibrates = any(row["family"] == "federated" for row in rows)
+    final = ("final A", "final B") if recalibrates else ("final",)
+    return [
+        ("method", *(f"at {seconds(at)}" for _, at in times), *final),
+        *(_accuracy_cells(row, [n for n, _ in times], recalibrates) for row in rows),
+    ]
 
 
-def _rejected(record: Record) -> list[str]:
-    found = [(event["round"], why) for event in record.events for why in event.get("rejected", ())]
-    if not found:
-        return []
-    round, why = found[0]
-    return [f"{record.name}: updates left out: {len(found)}, the first in round {round} ({why})"]
+def _accuracy_cells(row: dict[str, Any], times: Sequence[int], recalibrates: bool) -> tuple[str, ...]:
+    final = (row["accuracy"], *([row["accuracy_recalibrated"]] if recalibrates else []))
+    return (row["label"], *map(percent, (*(row["accuracy_at"][n] for n in times), *final)))
 
 
-def _accuracy_names(tables: Tables) -> tuple[str, ...]:
-    return (*(f"at {seconds(t)}" for t in tables["seconds_virtual"]), "final A", "final B")
+def _cost_lines(tables: Tables) -> list[tuple[str, ...]]:
+    serves = any(row["server_macs"] and row["server_macs"]["mean"] for row in tables["groups"])
+    names = ("MACs", *(("of server",) if serves else ()))
+    return [
+        ("method", "runs", *names, "up", "down", "stragglers", "late [%]", "time"),
+        *(_cost_cells(row, serves) for row in tables["groups"]),
+    ]
 
 
-def _accuracy_cells(row: dict[str, Any]) -> tuple[str, ...]:
-    spreads = (*row["accuracy_at"], row["accuracy"], row["accuracy_recalibrated"])
-    return (row["label"], *(percent(spread) for spread in spreads))
-
-
-def _cost_cells(row: dict[str, Any]) -> tuple[str, ...]:
+def _cost_cells(row: dict[str, Any], serves: bool) -> tuple[str, ...]:
     up, down = (quantity(row[key], "B") for key in ("bytes_up", "bytes_down"))
     time = "-" if row["seconds_virtual"] is None else seconds(row["seconds_virtual"]["mean"])
     return (
         row["label"],
         str(len(row["seeds"])),
         quantity(row["macs_total"]),
+        *([quantity(row["server_macs"])] if serves else []),
         up,
         down,
         quantity(row["stragglers"]),
@@ -201,7 +206,8 @@ def _cost_cells(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _wide(title: str, lines: Sequence[tuple[str, ...]]) -> Table:
+def wide(title: str, lines: Sequence[tuple[str, ...]]) -> Table:
+    """Return a table of which the first line is the head; the first column stands to the left, others to the right."""
     table = empty_table(title)
     for number, name in enumerate(lines[0]):
         table.add_column(name, justify="right" if number else "left", no_wrap=True)
@@ -210,7 +216,8 @@ def _wide(title: str, lines: Sequence[tuple[str, ...]]) -> Table:
     return table
 
 
-def _columns(table: Table) -> int:
+def columns(table: Table) -> int:
+    """Return how many columns of a console a table takes."""
     from rich.console import Console
     from rich.measure import Measurement
 
@@ -218,7 +225,8 @@ def _columns(table: Table) -> int:
     return Measurement.get(console, console.options, table).maximum
 
 
-def _narrow(pairs: Iterable[tuple[str, str]]) -> Table:
+def narrow(pairs: Iterable[tuple[str, str]]) -> Table:
+    """Return a table of two columns, of names and values; the first pair is its head."""
     table = empty_table(None)
     for pair in pairs:
         if table.columns:

@@ -68,7 +68,8 @@ class StepTime:
 
     def __call__(self, rates: Values) -> Values:
         """Return seconds [n] of vectors [n, groups]."""
-        return np.stack([_features(self.plan, vector) for vector in rates]) @ self.coefficients
+        features = np.array([_features(self.plan, vector) for vector in rates])
+        return features.reshape(len(rates), len(self.coefficients)) @ self.coefficients
 
 
 def _features(plan: SubnetPlan, rates: Values) -> Values:

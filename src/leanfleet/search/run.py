@@ -37,6 +37,8 @@ OPTIMISER: Final = Optimiser(0.1, weight_decay=1e-3)
 """Local training as experiment files have it by default."""
 
 _FRESH = 10**9
+# A look at the final front that time cuts off is lost.
+_CAREFUL = 0.8
 # Worker processes take seconds to start: a search that has no more time than this does without.
 _WORKERS_SECONDS = 15.0
 # Of the time left: the most that each of the first phases takes.
@@ -213,7 +215,8 @@ class _Search:
     def _front(self, space: Space, strategy: Strategy) -> _Found:
         population, state = self.protocol.population, self.state
         if state.final_rates is None:
-            given = candidates(self.plan, space, strategy.front(), population, self.budget.trials())
+            affordable = _CAREFUL * self.budget.trials()
+            given = candidates(self.plan, space, strategy.front(), population, affordable)
             state.final_rates, state.final_line, state.final_mixed = given.rates, given.line, given.mixed
         given = Candidates(state.final_rates, state.final_line, state.final_mixed)
         gains = state.final

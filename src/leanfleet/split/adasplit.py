@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from functools import partial
 from typing import Literal, Self
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import nn
 
 from leanfleet.randomness import key, torch_generator
 from leanfleet.split.client import Client
@@ -18,7 +17,8 @@ from leanfleet.split.masked import MaskedServer, MaskSetting, Scope
 from leanfleet.split.method import SplitMethod, SplitOptions
 from leanfleet.split.ntxent import ntxent
 from leanfleet.split.orchestrator import SELECTIONS, Orchestrator
-from leanfleet.split.server import PlainServer, Server, View
+from leanfleet.split.response_norm import ResponseNorm
+from leanfleet.split.server import PlainServer, Server
 
 
 class AdaSplitOptions(SplitOptions):
@@ -113,7 +113,7 @@ class AdaSplit(SplitMethod[AdaSplitOptions]):
         o, s = self.options, self.setting
         projects = o.local_loss and o.head
         return Client(
-            self.halves()[0],
+            self.client_half(),
             head=self._head() if projects else None,
             head_macs=head_macs(s.cut.shape) if projects else 0,
             loss=partial(ntxent, temperature=o.temperature) if o.local_loss else None,
@@ -126,7 +126,7 @@ class AdaSplit(SplitMethod[AdaSplitOptions]):
     def server(self) -> Server:
         """See `SplitMethod.server`."""
         o, s = self.options, self.setting
-        net = self.halves()[1]
+        net = self.server_half()
         if o.masks == "none":
             return PlainServer(net, lr=s.lr, weight_decay=s.weight_decay, replies=o.server_grad)
         return MaskedServer(
@@ -135,18 +135,15 @@ class AdaSplit(SplitMethod[AdaSplitOptions]):
             lr=s.lr,
             weight_decay=s.weight_decay,
             replies=o.server_grad,
-            entry=self._entry(),
+            entry=self.entry(),
             generator=torch_generator(s.seed, "masks"),
         )
 
-    def logits(self, view: View, activation: Tensor) -> Tensor:
-        """See `SplitMethod.logits`."""
-        return super().logits(view, activation if self.options.masks == "none" else self._entry()(activation))
-
-    def _entry(self) -> nn.Module:
-        """The server with masks norms a convolutional activation once more, as the client's half does last."""
+    def entry(self) -> nn.Module:
+        """Return the norm that ends a convolutional layer of LeNet: a server with masks applies it once more."""
         norms = [m for m in self.setting.cut.client.modules() if isinstance(m, nn.LocalResponseNorm)]
-        return copy.deepcopy(norms[-1]) if norms and len(self.setting.cut.shape) > 1 else nn.Identity()
+        again = self.personal and norms and len(self.setting.cut.shape) > 1
+        return ResponseNorm.of(norms[-1]) if again else nn.Identity()
 
     def _head(self) -> nn.Module:
         with torch.random.fork_rng(devices=[]):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from leanfleet.errors import LeanfleetError
-from leanfleet.split.adam import adam, moments, restore_moments, set_lr
+from leanfleet.split.adam import Adam
 
 LocalLoss = Callable[[Tensor, Tensor], Tensor]
 """(embeddings [N, D], labels [N]) -> a scalar."""
@@ -45,13 +45,18 @@ class Client:
         self.listens = listens
         self._modules = nn.ModuleDict({"net": net} if head is None else {"net": net, "head": head})
         self._net, self._head, self._loss, self._l1 = net, head, loss, activation_l1
-        self._optimiser = adam(self._modules.parameters(), lr, weight_decay)
+        self._optimiser = Adam.of(self._modules.parameters(), lr, weight_decay)
         self._pending: tuple[Tensor, Tensor | None] | None = None
+
+    @property
+    def learns_alone(self) -> bool:
+        """Whether it trains without the server."""
+        return self._loss is not None
 
     @property
     def trains(self) -> bool:
         """Whether the client's half changes at all."""
-        return self._loss is not None or self.listens
+        return self.learns_alone or self.listens
 
     def to(self, device: torch.device) -> Client:
         """Move the client; return it."""
@@ -60,7 +65,7 @@ class Client:
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of the steps to come."""
-        set_lr(self._optimiser, lr)
+        self._optimiser.lr = lr
 
     def step(self, x: Tensor, y: Tensor, *, sends: bool) -> tuple[Tensor | None, float | None]:
         """Train on one mini-batch; a client that listens and sends does so only when the reply is there.
@@ -85,9 +90,7 @@ class Client:
             local = self._local(activation, y)
         value = None if local is None else float(local.detach())
         if value is not None and not math.isfinite(value):
-            raise LeanfleetError(
-                f"a client's local loss is {value}: training has diverged; lower [training] lr"
-            )
+            raise LeanfleetError(f"its local loss is {value}: training has diverged; lower [training] lr")
         if sends and self.listens:
             self._pending = activation, local
         elif local is not None:
@@ -128,12 +131,12 @@ class Client:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the whole state."""
-        return {**self.own(), **moments(self._optimiser)}
+        return {**self.own(), **self._optimiser.moments()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Go back to a state."""
         self.load({name: t for name, t in tensors.items() if not name.startswith("adam/")})
-        restore_moments(self._optimiser, tensors)
+        self._optimiser.restore(tensors)
 
     def _local(self, activation: Tensor, y: Tensor) -> Tensor | None:
         if self._loss is None:
@@ -143,6 +146,6 @@ class Client:
         return loss + self._l1 * activation.abs().sum() if self._l1 else loss
 
     def _descend(self, losses: list[Tensor], gradients: list[Tensor | None]) -> None:
-        self._optimiser.zero_grad()
+        self._optimiser.forget_gradients()
         torch.autograd.backward(losses, gradients)
         self._optimiser.step()

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from leanfleet.split import masks
-from leanfleet.split.adam import adam, moments, restore_moments, set_lr
-from leanfleet.split.server import Heard, View, check_finite
+from leanfleet.split.adam import Adam
+from leanfleet.split.server import Heard, View, check_finite, unharmed
 
 Scope = Literal["all", "active"]
 """Whose masks the penalty shrinks at a server step: all clients' (the paper's), or those of the client in the batch."""
@@ -67,11 +67,11 @@ class MaskedServer:
         self._logits = {name: v.requires_grad_() for name, v in logits.items()}
         self._rows = [masks.row(self._logits, i) for i in range(setting.clients)]
         together = list(self._logits.values()) if setting.scope == "all" else []
-        self._optimisers = {"all": adam([*self._weights.values(), *together], lr, weight_decay)}
+        self._optimisers = {"all": Adam.of([*self._weights.values(), *together], lr, weight_decay)}
         if setting.scope == "active":
             # Adam moves whatever it holds at every step: who is not in the batch must not be in it.
             self._optimisers |= {
-                str(i): adam(list(row.values()), lr, weight_decay) for i, row in enumerate(self._rows)
+                str(i): Adam.of(row.values(), lr, weight_decay) for i, row in enumerate(self._rows)
             }
 
     def step(self, client: int, activation: Tensor, labels: Tensor) -> Heard:
@@ -80,17 +80,21 @@ class MaskedServer:
         row = self._rows[client]
         for tensor in (*self._weights.values(), *row.values()):
             tensor.grad = None
-        view = masks.effective(self._weights, masks.opened(row), self._setting.kind)
-        loss = F.cross_entropy(functional_call(self._net, view, (self._entry(activation),)), labels)
-        loss.backward()  # type: ignore[no-untyped-call]
-        check_finite(loss, [t.grad for t in (*self._weights.values(), *row.values())])
+        with unharmed(self._net):
+            view = masks.effective(self._weights, masks.opened(row), self._setting.kind)
+            # A copy: the half may begin with a step in place.
+            logits = functional_call(self._net, view, (self._entry(activation.clone()),))
+            loss = F.cross_entropy(logits, labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+            trained = (activation, *self._weights.values(), *row.values())
+            check_finite(loss, [t.grad for t in trained], self._net)
         self._descend(client, row)
         return Heard(float(loss.detach()), activation.grad)
 
     def set_lr(self, lr: float) -> None:
         """See `Server.set_lr`."""
         for optimiser in self._optimisers.values():
-            set_lr(optimiser, lr)
+            optimiser.lr = lr
 
     def end_round(self, weights: Sequence[float]) -> None:
         """Do nothing: the weights are shared, the masks never are."""
@@ -108,7 +112,7 @@ class MaskedServer:
         return {
             **{f"net/{name}": t for name, t in self._net.state_dict().items()},
             **{f"masks/{name}": v.detach() for name, v in self._logits.items()},
-            **{f"{who}/{name}": t for who, o in self._optimisers.items() for name, t in moments(o).items()},
+            **{f"{who}/{name}": t for who, o in self._optimisers.items() for name, t in o.moments().items()},
         }
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
@@ -119,7 +123,7 @@ class MaskedServer:
                 # In place: every client's row lies in this memory.
                 self._logits[name].copy_(v)
         for who, optimiser in self._optimisers.items():
-            restore_moments(optimiser, _under(who, tensors))
+            optimiser.restore(_under(who, tensors))
 
     def _view(self, opened: Mapping[str, Tensor]) -> View:
         with torch.no_grad():

@@ -7,17 +7,19 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Generic, Literal, TypeVar
+from typing import ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import nn
 from torch.func import functional_call
 
+from leanfleet.errors import NetworkError
 from leanfleet.ledger import PHI
 from leanfleet.options import Options
 from leanfleet.split.client import Client
 from leanfleet.split.cut import Cut
 from leanfleet.split.orchestrator import All, Orchestrator
+from leanfleet.split.response_norm import with_fast_norms
 from leanfleet.split.server import Server, View
 from leanfleet.wire import Values
 
@@ -62,8 +64,7 @@ class Setting:
     seed: int
 
 
-@dataclass(frozen=True)
-class Macs:
+class Macs(NamedTuple):
     """MACs per sample that a step costs.
 
     Attributes:
@@ -81,6 +82,13 @@ O = TypeVar("O", bound=SplitOptions)  # noqa: E741
 class SplitMethod(ABC, Generic[O]):
     """The seam between a split method and every engine.
 
+    Args:
+        setting: What it is told about the run.
+        options: Its keys in `[method]`.
+
+    Raises:
+        NetworkError: The network gives too few logits, or the method cannot do with what crosses the cut.
+
     Attributes:
         family: Who talks to whom.
         name: Its name in an experiment file.
@@ -97,6 +105,12 @@ class SplitMethod(ABC, Generic[O]):
     def __init__(self, setting: Setting, options: O) -> None:
         self.setting = setting
         self.options = options
+        if setting.cut.outputs < setting.classes:
+            raise NetworkError(
+                f"the network gives {setting.cut.outputs} outputs; {setting.classes} classes need as many"
+            )
+        # One is enough to know what all of them cost.
+        self._client = self.client()
 
     @property
     def personal(self) -> bool:
@@ -143,15 +157,16 @@ class SplitMethod(ABC, Generic[O]):
     def server(self) -> Server:
         """Return the server at its start."""
 
-    def client_macs(self, sends: bool) -> Macs:
-        """Return what a step costs a client.
+    def client_macs(self, *, sends: bool, answered: bool = True) -> Macs:
+        """Return what a step costs a client for every sample.
 
         Args:
             sends: Whether its activations go to the server.
+            answered: Whether the server's gradient came back, where the client listens.
         """
         client = self._client
         forward = self.setting.cut.client_macs + client.head_macs
-        if client.trains:
+        if client.learns_alone or (client.listens and sends and answered):
             return Macs(forward, PHI * forward)
         return Macs(forward, forward) if sends else Macs(0, 0)
 
@@ -169,6 +184,15 @@ class SplitMethod(ABC, Generic[O]):
         """Whether clients that send wait for a gradient."""
         return self._client.listens
 
+    @property
+    def learns_alone(self) -> bool:
+        """Whether clients train without the server."""
+        return self._client.learns_alone
+
+    def entry(self) -> nn.Module:
+        """Return what activations go through before the server's half: here nothing."""
+        return nn.Identity()
+
     def logits(self, view: View, activation: torch.Tensor) -> torch.Tensor:
         """Return what the server's half says, as it is used.
 
@@ -176,18 +200,18 @@ class SplitMethod(ABC, Generic[O]):
             view: What a client is served with.
             activation: [N, ...].
         """
-        found: torch.Tensor = functional_call(self._served, view, (activation,))
+        entry, half = self._served
+        found: torch.Tensor = functional_call(half, view, (entry(activation),))
         return found
 
-    @cached_property
-    def _served(self) -> nn.Module:
-        return self.halves()[1].eval()
+    def client_half(self) -> nn.Module:
+        """Return a copy of the client's half at its start."""
+        return with_fast_norms(copy.deepcopy(self.setting.cut.client))
+
+    def server_half(self) -> nn.Module:
+        """Return a copy of the server's half at its start."""
+        return with_fast_norms(copy.deepcopy(self.setting.cut.server))
 
     @cached_property
-    def _client(self) -> Client:
-        # One is enough to know what all of them cost.
-        return self.client()
-
-    def halves(self) -> tuple[nn.Module, nn.Module]:
-        """Return copies of both halves at their start."""
-        return copy.deepcopy(self.setting.cut.client), copy.deepcopy(self.setting.cut.server)
+    def _served(self) -> tuple[nn.Module, nn.Module]:
+        return self.entry(), self.server_half().eval()

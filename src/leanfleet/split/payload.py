@@ -56,25 +56,25 @@ def send_activation(activation: Tensor, labels: Tensor, classes: int, values: Va
     return Sent(data, payload, _FLOAT_BYTES * len(payload.values))
 
 
-def receive_activation(data: bytes, shape: tuple[int, ...], classes: int, most: int) -> Received:
+def receive_activation(data: bytes, shape: tuple[int, ...], classes: int, samples: int) -> Received:
     """Return what a message of `send_activation` holds.
 
     Args:
         data: The bytes as received, from anywhere.
         shape: Of the activations of one sample.
         classes: Number of classes.
-        most: The most samples that are accepted.
+        samples: How many there must be.
 
     Raises:
         WireError: It holds anything else.
     """
     message = decode(data, {"activation": PACKED, "labels": (_label_dtype(classes), (-1,))}, {})
     labels = message.tensors["labels"].long()
-    if not 0 < len(labels) <= most:
-        raise WireError(f"{len(labels)} samples where there may be 1 to {most}")
+    if len(labels) != samples:
+        raise WireError(f"{len(labels)} samples where there must be {samples}")
     if int(labels.max()) >= classes or int(labels.min()) < 0:
         raise WireError(f"a label is none of the {classes} classes")
-    whole = {"": (torch.float32, (len(labels), *shape))}
+    whole = {"": (torch.float32, (samples, *shape))}
     payload = unpack(message.tensors["activation"], whole)[""]
     return Received(payload.dense(), labels, payload)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from leanfleet.averaging import WeightedSum
 from leanfleet.errors import WireError
-from leanfleet.split.adam import adam, moments, restore_moments, set_lr
+from leanfleet.split.adam import Adam
 
 View = dict[str, Tensor]
 """Parameters and statistics of the server's half as one client is served with them."""
@@ -73,21 +74,23 @@ class PlainServer:
 
     def __init__(self, net: nn.Module, *, lr: float, weight_decay: float, replies: bool) -> None:
         self._net, self._replies = net, replies
-        self._optimiser = adam(net.parameters(), lr, weight_decay)
+        self._optimiser = Adam.of(net.parameters(), lr, weight_decay)
 
     def step(self, client: int, activation: Tensor, labels: Tensor) -> Heard:
         """See `Server.step`."""
         activation = activation.detach().requires_grad_(self._replies)
-        loss = F.cross_entropy(self._net(activation), labels)
-        self._optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        check_finite(loss, [p.grad for p in self._net.parameters()])
+        self._optimiser.forget_gradients()
+        with unharmed(self._net):
+            # A copy: the half may begin with a step in place.
+            loss = F.cross_entropy(self._net(activation.clone()), labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+            check_finite(loss, [activation.grad, *(p.grad for p in self._net.parameters())], self._net)
         self._optimiser.step()
         return Heard(float(loss.detach()), activation.grad)
 
     def set_lr(self, lr: float) -> None:
         """See `Server.set_lr`."""
-        set_lr(self._optimiser, lr)
+        self._optimiser.lr = lr
 
     def end_round(self, weights: Sequence[float]) -> None:
         """Do nothing: there is one network only."""
@@ -102,12 +105,12 @@ class PlainServer:
 
     def tensors(self) -> dict[str, Tensor]:
         """See `Server.tensors`."""
-        return {**self.view(0), **moments(self._optimiser)}
+        return {**self.view(0), **self._optimiser.moments()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """See `Server.restore`."""
         self.load({name: t for name, t in tensors.items() if not name.startswith("adam/")})
-        restore_moments(self._optimiser, tensors)
+        self._optimiser.restore(tensors)
 
 
 class CopiesServer:
@@ -160,13 +163,29 @@ def average(states: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) ->
     return {name: mean[name].to(t.dtype) if name in mean else t.clone() for name, t in states[0].items()}
 
 
-def check_finite(loss: Tensor, gradients: Sequence[Tensor | None]) -> None:
-    """Check a step before it is taken.
+@contextmanager
+def unharmed(net: nn.Module) -> Iterator[None]:
+    """Give a network's norms their statistics back if what is done in here raises an error."""
+    before = [b.clone() for b in net.buffers()]
+    try:
+        yield
+    except Exception:
+        with torch.no_grad():
+            for buffer, old in zip(net.buffers(), before, strict=True):
+                buffer.copy_(old)
+        raise
+
+
+def check_finite(loss: Tensor, gradients: Sequence[Tensor | None], net: nn.Module) -> None:
+    """Check a step before it is taken: its loss, its gradients, and what the network's norms have noted.
 
     Raises:
-        WireError: The loss or a gradient is not finite.
+        WireError: One of them is not finite.
     """
-    present = [g for g in gradients if g is not None]
+    noted = [b for b in net.buffers() if b.is_floating_point()]
+    present = [*(g for g in gradients if g is not None), *noted]
     norm = torch.stack(torch._foreach_norm(present)).sum() if present else torch.zeros(())
     if not torch.isfinite(loss.detach() + norm):
-        raise WireError(f"its loss is {float(loss.detach()):g}, or a gradient of it not finite")
+        raise WireError(
+            f"its loss is {float(loss.detach()):g}, or something that follows from it is not finite"
+        )

@@ -38,10 +38,10 @@ class SplitFed(SplitMethod[SplitFedOptions]):
     def client(self) -> Client:
         """See `SplitMethod.client`."""
         s = self.setting
-        return Client(self.halves()[0], listens=True, lr=s.lr, weight_decay=s.weight_decay)
+        return Client(self.client_half(), listens=True, lr=s.lr, weight_decay=s.weight_decay)
 
     def server(self) -> Server:
         """See `SplitMethod.server`."""
         s = self.setting
-        first = PlainServer(self.halves()[1], lr=s.lr, weight_decay=s.weight_decay, replies=True)
+        first = PlainServer(self.server_half(), lr=s.lr, weight_decay=s.weight_decay, replies=True)
         return CopiesServer(first, s.clients) if self.options.version == 1 else first

@@ -14,7 +14,7 @@ import torch
 
 from leanfleet.errors import UserError
 
-_CGROUP = Path("/sys/fs/cgroup")
+_CGROUP, _OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Caps:
 def _cgroup(root: Path) -> tuple[float, int | None]:
     """Return cores and bytes of memory that this process's cgroup (version 2) and those above it allow."""
     try:
-        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+        lines = _OWN.read_text(encoding="utf-8").splitlines()
     except OSError:
         return math.inf, None
     own = next((line[3:].strip("/") for line in lines if line.startswith("0::")), "")

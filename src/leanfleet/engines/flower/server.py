@@ -19,7 +19,8 @@ from leanfleet.engines.flower.fleet import Answer, Fleet, Node, Sent
 from leanfleet.engines.flower.messages import TRAIN, Result, Task, payload_of
 from leanfleet.engines.flower.updates import Assigned, accept, check_macs, fold_in
 from leanfleet.engines.job import FederatedJob, federated_job
-from leanfleet.engines.local import Loop, begin
+from leanfleet.engines.local import begin
+from leanfleet.engines.loop import Loop
 from leanfleet.engines.staff import Staff
 from leanfleet.errors import ExperimentError, LeanfleetError, WireError
 from leanfleet.experiment import Experiment
@@ -114,7 +115,7 @@ def serve(grid: Grid, experiment: Experiment, terms: Terms) -> Run:
         _log_to(logging.FileHandler(record.folder / LOG))
         log.info("record: %s", record.folder.resolve())
         center = FlowerCenter(job, grid, terms, record.folder)
-        Loop(record, job, 1, lambda progress: None, center).go(staff, restored)
+        Loop(record, job, center, 1, lambda progress: None).go(staff.for_job(job, 1), restored)
     return record
 
 

@@ -88,7 +88,8 @@ def commands(folder: Path, nodes: int, host: str = "127.0.0.1", port: int = 8000
         f"export FLWR_HOME={folder / _HOME}",
     ]
     tls = f"--ssl-ca-certfile {keys}/ca.crt --ssl-certfile {keys}/server.crt --ssl-keyfile {keys}/server.key"
-    link = f"flower-superlink --host {host} --port {port} {tls} --enable-supernode-auth"
+    database = f"--database {folder / _HOME}/superlink.db"
+    link = f"flower-superlink --host {host} --port {port} {tls} --enable-supernode-auth {database}"
     register = [f"flwr supernode register {keys}/node-{i}.pub fleet" for i in range(nodes)]
     start = [
         f"flower-supernode --superlink {host}:{port} --root-certificates {keys}/ca.crt "

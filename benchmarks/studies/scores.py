@@ -1,0 +1,62 @@
+"""A study's C3-Scores, where it has more than federated methods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from leanfleet.report import Group, rank
+from leanfleet.report.score import terms_text
+from leanfleet.report.tables import percent, quantity, spread_of
+
+_HEAD = (
+    "C3",
+    "final [%]",
+    "best [%]",
+    "devices' MACs",
+    "server's MACs",
+    "bytes",
+    "authors' bytes",
+    "C3",
+    "C3, authors' bytes",
+)
+
+
+def several_families(groups: Sequence[Group]) -> bool:
+    """Return whether there are others than federated methods."""
+    return any(group.family != "federated" for group in groups)
+
+
+def scores(scenario: str, groups: Sequence[Group]) -> Iterator[str]:
+    """Yield a scenario's scores, by measured bytes and by the authors', as Markdown; nothing if all is federated."""
+    if not several_families(groups):
+        return
+    measured, authors = rank(groups), rank(groups, byte_mode="authors")
+    theirs = {row["label"]: row for row in authors["groups"]}
+    server = {
+        group.label: spread_of([r.totals.get("server_forward_macs") for r in group.records])
+        for group in groups
+    }
+    lines = [
+        [
+            row["label"],
+            percent(row["accuracy"]),
+            percent(row["best_accuracy"]),
+            quantity(row["client_macs"]),
+            quantity(server[row["label"]]),
+            quantity(row["bytes"], "B"),
+            quantity(theirs[row["label"]]["bytes"], "B"),
+            *(f"{r['c3']['mean']:.4f}" if r["c3"] else "-" for r in (row, theirs[row["label"]])),
+        ]
+        for row in measured["groups"]
+    ]
+    yield "The C3-Score, best first. MACs are forward MACs.\n"
+    yield from markdown(_HEAD, lines)
+    yield f"- measured bytes: {terms_text(measured)}"
+    yield f"- authors' bytes: {terms_text(authors)}\n"
+    yield f"![Accuracy against bytes, {scenario}]({scenario}/score.png)\n"
+
+
+def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    """Return a table as lines of Markdown."""
+    rule = ["---", *("---:" for _ in head[1:])]
+    return [*(f"| {' | '.join(cells)} |" for cells in (head, rule, *lines)), ""]

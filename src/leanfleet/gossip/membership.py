@@ -1,0 +1,98 @@
+"""Nodes that join, leave in order, or crash: who gets their mass, and a ledger of all of it (our decision).
+
+x and w of a node always go together, so the others' ratios stay right whatever happens to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from leanfleet.gossip.node import Node
+
+Farewell = Literal["handover", "withdraw"]
+
+
+@dataclass
+class MassLedger:
+    """All changes of the total push-sum weight; the sum over nodes and links must always be `total`.
+
+    Attributes:
+        total: Weight that there should be.
+        entries: (iteration, what happened, change).
+    """
+
+    total: float
+    entries: list[tuple[int, str, float]] = field(default_factory=list)
+
+    def book(self, iteration: int, what: str, change: float) -> None:
+        """Take note of a change."""
+        self.total += change
+        self.entries.append((iteration, what, change))
+
+
+def join(newcomer: Node, sponsor: Node, *, split: bool = False) -> float:
+    """Let a node begin with the model of another; return by how much the total weight grows.
+
+    It is to be new: without error memory, momentum or sums. Its neighbours `welcome` it.
+
+    Args:
+        newcomer: Who joins.
+        sponsor: Whose model it takes.
+        split: Whether the sponsor hands over half of its mass, so that exact averages stay as they are, instead of
+            the newcomer bringing a weight of 1.
+    """
+    if split:
+        sponsor.x.div_(2)
+        sponsor.weight /= 2
+    newcomer.x.copy_(sponsor.x if split else sponsor.z())
+    newcomer.weight = sponsor.weight if split else 1.0
+    for name, tensor in newcomer.others.items():
+        tensor.copy_(sponsor.others[name])
+    return 0.0 if split else 1.0
+
+
+def leave(
+    leaver: Node, senders: Iterable[Node], receivers: Iterable[Node], how: Farewell = "handover"
+) -> float:
+    """Let a node leave for good and in order; return the change of the total weight.
+
+    First everything outstanding on its links is delivered, if they keep running sums. Its error memory is dropped.
+
+    Args:
+        leaver: Who leaves.
+        senders: All that have sent to it.
+        receivers: All that it has sent to; the first is its heir.
+        how: Whether the heir gets its mass, or nobody.
+    """
+    senders, receivers = list(senders), list(receivers)
+    if leaver.sums is not None:
+        for sender in senders:
+            leaver.absorb([(sender.number, sender.flush(leaver.number))])
+        for receiver in receivers:
+            receiver.absorb([(leaver.number, leaver.flush(receiver.number))])
+        for other in (*senders, *receivers):
+            if other.sums is not None:
+                other.sums.forget(leaver.number)
+    if how == "withdraw":
+        return -leaver.weight
+    receivers[0].x.add_(leaver.x)
+    receivers[0].weight += leaver.weight
+    return 0.0
+
+
+def crash(dead: Node, others: Iterable[Node]) -> float:
+    """Return the change of the total weight when a node is gone at once, and what was on its way from it with it.
+
+    What others have sent and it had not absorbed stays outstanding until they take it back, see `Node.take_back`.
+
+    Args:
+        dead: Who crashed.
+        others: All others, who may still receive from it.
+    """
+    lost = dead.weight
+    for other in others:
+        if dead.sums is not None and other.sums is not None and other.number in dead.sums.out:
+            lost += dead.sums.outstanding(other.number, other.sums, dead.number)[1]
+    return -lost

@@ -1,0 +1,330 @@
+"""What a gossip method is: nodes that train and mix over a graph; it never knows where they run."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import ClassVar, Generic, Literal, Self, TypeVar
+
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from leanfleet.errors import ExperimentError
+from leanfleet.fleet import Graph, check_connected
+from leanfleet.gossip.costs import authors_bytes
+from leanfleet.gossip.descent import Loss, Sgd, Training
+from leanfleet.gossip.node import Node
+from leanfleet.gossip.rules import Rule
+from leanfleet.gossip.sums import Repair, RunningSums
+from leanfleet.options import Options
+from leanfleet.wire import Compressor, Identity, Qsgd, RandomK, Sign, TopK, Values
+
+_WARN, _REFUSE = 2.0, 10.0
+
+
+class GossipOptions(Options):
+    """The keys in `[method]` that all gossip methods have.
+
+    Attributes:
+        exchange_every: Training steps from one exchange to the next.
+        graph_period: For how many exchanges each graph of a sequence is kept; None is about 1 / eta, so that
+            error memory comes through, and 1 without compression or where links are recorded (our decision).
+        quasi_global: Whether momentum follows the moves of whole steps, mixing included (Lin et al. 2021).
+    """
+
+    exchange_every: int = Field(1, ge=1)
+    graph_period: int | None = Field(None, ge=1)
+    quasi_global: bool = False
+
+    @model_validator(mode="after")
+    def _moves_fit(self) -> Self:
+        if self.quasi_global and self.exchange_every > 1:
+            raise ValueError("quasi_global: goes with exchange_every = 1 only")
+        return self
+
+
+class PushSumOptions(GossipOptions):
+    """What methods with push-sum weights can do against lost messages.
+
+    Attributes:
+        running_sums: Whether links keep running sums, so that nothing is lost for good; None where links lose
+            messages. Without them lost messages take weight with them.
+        repair: What messages repeat of what may not have arrived. "ack" needs links both ways.
+        lease: After how many messages without any answer a sender takes back what it sent, and sends no more
+            until it hears again; None trusts for ever.
+    """
+
+    running_sums: bool | None = None
+    repair: Repair = "none"
+    lease: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _sums_fit(self) -> Self:
+        if self.running_sums is False and (self.repair != "none" or self.lease is not None):
+            raise ValueError("running_sums = false: does not go with repair or lease")
+        return self
+
+
+class CompressionOptions(GossipOptions):
+    """How much is sent, and how far a node moves for it.
+
+    Attributes:
+        compressor: What of every tensor is sent.
+        density: Share of coordinates, for top-k and random-k.
+        bits: Of a magnitude, for qsgd.
+        values: How values travel; what rounding takes off goes into the error memory.
+        eta: Consensus step; None is the density, as in the author's runs, or 1 without compression.
+        force_eta: Whether to run with an eta of ten times the density and more, which diverges.
+    """
+
+    compressor: Literal["top-k", "random-k", "qsgd", "sign", "none"] = "top-k"
+    density: float = Field(0.01, gt=0, le=1)
+    bits: int = Field(4, ge=1, le=15)
+    values: Values = "exact"
+    eta: float | None = Field(None, gt=0, le=1)
+    force_eta: bool = False
+
+    @model_validator(mode="after")
+    def _eta_fits(self) -> Self:
+        if self.natural_eta is None and self.eta is None:
+            raise ValueError(f'eta: compressor = "{self.compressor}" needs one; begin with a small one')
+        if self.compressor in ("qsgd", "sign") and self.values != "exact":
+            raise ValueError(f'values: do not go with compressor = "{self.compressor}"')
+        if self.eta_ratio >= _REFUSE and not self.force_eta:
+            raise ValueError(
+                f"eta = {self.eta:g}: {self.eta_ratio:g} times the density of {self.density:g} diverges, if late; "
+                "lower it, or set force_eta = true"
+            )
+        return self
+
+    @property
+    def natural_eta(self) -> float | None:
+        """The density: a coordinate that is sent once in 1 / density steps brings 1 / density times as much."""
+        if self.compressor in ("top-k", "random-k"):
+            return self.density
+        return 1.0 if self.compressor == "none" else None
+
+    @property
+    def consensus_step(self) -> float:
+        """The consensus step that is taken."""
+        eta = self.natural_eta if self.eta is None else self.eta
+        assert eta is not None
+        return eta
+
+    @property
+    def eta_ratio(self) -> float:
+        """The consensus step as a multiple of its default; 1 where there is none."""
+        return self.consensus_step / self.natural_eta if self.natural_eta else 1.0
+
+    def build(self) -> Compressor:
+        """Return the compressor."""
+        if self.compressor == "none" or (self.compressor == "top-k" and self.density == 1):
+            return Identity(self.values)
+        match self.compressor:
+            case "top-k":
+                return TopK(self.density, self.values)
+            case "random-k":
+                return RandomK(self.density, self.values)
+            case "qsgd":
+                return Qsgd(self.bits, biased=True)
+            case _:
+                return Sign()
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What every gossip method is told about the run.
+
+    Attributes:
+        net: The network at its start, the same for all nodes; any module.
+        graph: Who sends to whom, each phase for one step.
+        steps: Training steps of every node, T.
+        sgd: Local training.
+        seed: Seed of the run.
+        loss: What is minimised.
+        loss_rate: Share of the messages that links lose.
+        lossy: Whether links lose messages at all, be it for a time only.
+        recorded: Whether the graph is a recording, whose times are taken as they are.
+    """
+
+    net: nn.Module
+    graph: Graph
+    steps: int
+    sgd: Sgd = field(default_factory=Sgd)
+    seed: int = 0
+    loss: Loss = F.cross_entropy
+    loss_rate: float = 0.0
+    lossy: bool = False
+    recorded: bool = False
+
+
+O = TypeVar("O", bound=GossipOptions)  # noqa: E741
+C = TypeVar("C", bound=CompressionOptions)
+
+
+class GossipMethod(ABC, Generic[O]):
+    """The seam between a gossip method and every engine.
+
+    Iterations 0 to T - 1 are training steps, each with an exchange if `exchanges`; then come `final_rounds`
+    exchanges without training, before which `begin_final` is called on every node.
+
+    Attributes:
+        family: Who talks to whom.
+        name: Its name in an experiment file.
+        resources: Every node has its own means.
+        weighted: Whether there are push-sum weights.
+        combine_first: Whether a local step is applied after mixing.
+    """
+
+    family: ClassVar[Literal["gossip"]] = "gossip"
+    name: ClassVar[str]
+    Options: ClassVar[type[GossipOptions]] = GossipOptions
+    resources: ClassVar[Literal["own"]] = "own"
+    weighted: ClassVar[bool] = True
+    combine_first: ClassVar[bool] = False
+
+    def __init__(self, setting: Setting, options: O) -> None:
+        """Check that the graph fits.
+
+        Raises:
+            ExperimentError: It is not connected, or not of the kind that the method needs.
+            NetworkError: The network's parameters are of several dtypes.
+        """
+        self.setting, self.options = setting, options
+        net = copy.deepcopy(setting.net).train()
+        self.training = Training(net, setting.loss, setting.sgd, setting.seed)
+        self.check()
+        check_connected(setting.graph)
+
+    def check(self) -> None:
+        """Check that the graph is of the kind the method needs.
+
+        Raises:
+            ExperimentError: It is not.
+        """
+        if not self.weighted and not self.setting.graph.doubly_stochastic:
+            raise ExperimentError(
+                f"{self.name} on graph '{self.setting.graph.name}': nodes that receive more or less than they send "
+                "need push-sum weights; take a regular graph, such as undirected-ring, or sgp or sparse-push"
+            )
+
+    @property
+    def eta(self) -> float:
+        """The consensus step while training."""
+        return 1.0
+
+    @abstractmethod
+    def rule(self) -> Rule:
+        """Return a node's mixing rule, at its start."""
+
+    def running_sums(self) -> RunningSums | None:
+        """Return a node's running sums, at their start; None where links are trusted."""
+        return None
+
+    def node(self, number: int) -> Node:
+        """Return a node at its start; all start with the same model."""
+        return Node(
+            number,
+            self.training,
+            self.rule(),
+            weighted=self.weighted,
+            sums=self.running_sums(),
+            quasi_global=self.options.quasi_global,
+            combine_first=self.combine_first,
+        )
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The graph while training, a step of it for every exchange."""
+        graph = self.setting.graph
+        free = len(graph.phases) > 1 and not self.setting.recorded
+        default = max(1, round(1 / self.eta)) if free else graph.hold_steps
+        return graph.held(self.options.graph_period or default)
+
+    def exchanges(self, iteration: int) -> bool:
+        """Return whether nodes exchange after an iteration."""
+        return iteration >= self.setting.steps or (iteration + 1) % self.options.exchange_every == 0
+
+    def column(self, iteration: int, node: int) -> dict[int, float]:
+        """Return the weights p_ij of sender j = `node` in an iteration: of its own share and of every receiver."""
+        graph, step = self._phase(iteration)
+        return graph.column(step, node)
+
+    def in_neighbours(self, iteration: int, node: int) -> tuple[int, ...]:
+        """Return who sends to a node in an iteration."""
+        graph, step = self._phase(iteration)
+        return graph.in_neighbours(step, node)
+
+    def _phase(self, iteration: int) -> tuple[Graph, int]:
+        steps, every = self.setting.steps, self.options.exchange_every
+        if iteration < steps:
+            return self.graph, iteration // every
+        begin = steps // every if self.setting.recorded else 0
+        return self.setting.graph, begin + iteration - steps
+
+    def final_rounds(self) -> int:
+        """Return how many exchanges without training end the run, R."""
+        return 0
+
+    def begin_final(self, node: Node) -> None:
+        """Prepare a node for the final rounds."""
+        node.merge()
+
+    def logits(self, model: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        """Return what a node's network says, [N, classes], as it is used.
+
+        Args:
+            model: As `Node.model` returns it.
+            x: [N, ...] inputs.
+        """
+        return self.training.logits(model, x)
+
+    def authors_bytes(self, final: bool = False) -> int:
+        """Return the bytes of a message as Sparse-Push's author counts them, also for other compressors."""
+        return authors_bytes(self.training.layout.sizes, 1.0)
+
+    def warnings(self) -> list[str]:
+        """Return what a user should hear before the run: a line each."""
+        lossy = self.setting.lossy or self.setting.loss_rate > 0
+        if lossy and self.running_sums() is None:
+            return [
+                f"{self.name}: links lose messages, and what they hold is lost for good: averages drift, and training "
+                "may diverge; set [method] running_sums = true, which sgp, sparse-push and scsp have"
+            ]
+        return []
+
+
+class Compressing(GossipMethod[C]):
+    """A method with a compressor and a consensus step."""
+
+    @property
+    def eta(self) -> float:
+        """As the options have it."""
+        return self.options.consensus_step
+
+    def authors_bytes(self, final: bool = False) -> int:
+        """See `GossipMethod.authors_bytes`."""
+        sparse = self.options.compressor in ("top-k", "random-k") and not final
+        return authors_bytes(self.training.layout.sizes, self.options.density if sparse else 1.0)
+
+    def warnings(self) -> list[str]:
+        """See `GossipMethod.warnings`."""
+        found = super().warnings()
+        if self.options.eta_ratio > _WARN:
+            found.append(
+                f"{self.name}: eta = {self.eta:g} is {self.options.eta_ratio:g} times the density; above twice the "
+                "density nodes hardly agree, or diverge"
+            )
+        return found
+
+
+def running_sums(method: GossipMethod[O], options: PushSumOptions) -> RunningSums | None:
+    """Return running sums as options and links want them."""
+    lossy = method.setting.lossy or method.setting.loss_rate > 0
+    if options.running_sums is False or (options.running_sums is None and not lossy):
+        return None
+    return RunningSums(method.training.layout, options.repair, options.lease)

@@ -1,0 +1,81 @@
+"""What a reader must know beside the numbers of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from leanfleet.experiment import METHODS
+from leanfleet.report.records import Group, Record
+
+_TABLES = {"uniform": "one rate for all layers (leanfleet search finds better ones)"}
+
+
+def notes(groups: Sequence[Group]) -> list[str]:
+    """Return what holds for these groups, whatever is said of them: how accuracy is meant, what is incomplete."""
+    return [*_accuracy(groups), *_data(groups), *_unfinished(groups), *_bounds(groups)]
+
+
+def federated_notes(groups: Sequence[Group]) -> list[str]:
+    """Return what A and B are, where there are federated runs, and which tables of dropout vectors were used."""
+    federated = [group for group in groups if group.family == "federated"]
+    if not federated:
+        return []
+    tables = {group.label: group.records[0].totals.get("lut") for group in federated}
+    return [
+        "A: norms use the test batch's own statistics; B: those of training images, as exported networks do",
+        *(f"{label}: table of dropout vectors: {_TABLES.get(o, o)}" for label, o in tables.items() if o),
+    ]
+
+
+def rejections(groups: Sequence[Group]) -> list[str]:
+    """Return which runs left out what they were sent, how often, and why first."""
+    return [note for group in groups for record in group.records for note in _rejected(record)]
+
+
+def _accuracy(groups: Sequence[Group]) -> list[str]:
+    split = [group.label for group in groups if group.family == "split"]
+    if not split:
+        return []
+    return [f"{', '.join(split)}: accuracy is the mean over clients, each on test data like its own"]
+
+
+def _data(groups: Sequence[Group]) -> list[str]:
+    """Return what the runs say of their data; and that these differ, where they do."""
+    records = [record for group in groups for record in group.records]
+    said = list(dict.fromkeys(note for record in records if (note := record.totals.get("data_note"))))
+    others = f" ({len(said) - 1} other choices with other seeds)" if said[1:] else ""
+    found = [f"data: {said[0]}{others}"] if said else []
+    used = sorted({(str(r.config.get("data", {}).get("source")), _partition(r)) for r in records})
+    if len(used) > 1:
+        found.append(
+            f"not all on the same data: {'; '.join(f'{data}, {partition}' for data, partition in used)}"
+        )
+    return found
+
+
+def _partition(record: Record) -> str:
+    return str(record.config.get("data", {}).get("partition"))
+
+
+def _unfinished(groups: Sequence[Group]) -> list[str]:
+    names = [r.name for group in groups for r in group.records if not r.finished]
+    return [f"not finished yet: {', '.join(names)}"] if names else []
+
+
+def _bounds(groups: Sequence[Group]) -> list[str]:
+    bounds = [g.label for g in groups if g.method in METHODS and METHODS[g.method].resources == "full"]
+    if not bounds or len(groups) == len(bounds):
+        return []
+    return [
+        f"{', '.join(bounds)}: every device is given the means to train the whole network in time; "
+        "a bound, not a competitor"
+    ]
+
+
+def _rejected(record: Record) -> list[str]:
+    found = [(event["round"], why) for event in record.events for why in event.get("rejected", ())]
+    if not found:
+        return []
+    round, why = found[0]
+    what = "activations" if record.family == "split" else "updates"
+    return [f"{record.name}: {what} left out: {len(found)}, the first in round {round} ({why})"]

@@ -1,0 +1,205 @@
+"""The end of a search: which vectors are measured anew, and the table that comes of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from leanfleet.search.objectives import equidistant, hypervolume, nondominated
+from leanfleet.search.strategies import HIGHEST, Space
+from leanfleet.search.trials import Values
+from leanfleet.subnet import SubnetPlan
+from leanfleet.subnet.lut import Row
+
+MEASURES: Final = ("accuracy", "loss")
+
+LINE: Final = 7
+"""Vectors of one rate for all layers that are measured beside the front."""
+FEWEST_SEEDS: Final = 3
+"""New seeds that a row should have at least; where there is no time for them there are fewer rows."""
+
+_FEWEST = 2 + LINE + 4
+# Nearer than this to an extreme, in the first objective, a vector is taken for it.
+_NEAR = 1e-3
+_BISECTIONS = 40
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Vectors to measure anew: both extremes, one rate for all layers, then a front and what lies between its points.
+
+    Attributes:
+        rates: [n, groups].
+        line: How many of one rate for all there are, after the two extremes.
+        mixed: How many at the end were not chosen by a strategy: they lie between two that were.
+    """
+
+    rates: Values
+    line: int
+    mixed: int
+
+    @property
+    def is_mixed(self) -> npt.NDArray[np.bool_]:
+        """Which vectors, [n]."""
+        return np.arange(len(self.rates)) >= len(self.rates) - self.mixed
+
+
+def candidates(
+    plan: SubnetPlan, space: Space, front: Values, population: int, affordable: float
+) -> Candidates:
+    """Return what to measure anew; what would fill a table where there is no time to measure anything.
+
+    Args:
+        plan: The network.
+        space: What was searched.
+        front: [m, groups] the strategy's best vectors.
+        population: Rows of the table at most.
+        affordable: Short trainings that there is time for.
+    """
+    # Where time is short, fewer rows rather than rows that nobody can believe.
+    seeds = next((n for n in (FEWEST_SEEDS, 2) if affordable >= n * _FEWEST), 1)
+    room = int(min(population + LINE, affordable // seeds))
+    line = min(LINE, max(0, room - 2))
+    rows = (room if room >= 2 else population) - 2 - line
+    front = np.unique(front.astype(np.float32), axis=0).astype(np.float64)
+    f1 = space.f1(front)
+    front = front[(f1 > _NEAR) & (f1 < 1 - _NEAR)]
+    inner = front[equidistant(space.f1(front), rows)]
+    between = mixes(space, np.concatenate([space.extremes, inner]), rows - len(inner))
+    rates = np.concatenate([space.extremes, uniform_line(plan, line), inner, between])
+    return Candidates(rates, line, len(between))
+
+
+def uniform_line(plan: SubnetPlan, points: int) -> Values:
+    """Return vectors [points, groups] of one rate for all layers, spread evenly in MACs between the extremes."""
+    low, high = (plan.macs(plan.uniform(rate)) for rate in (HIGHEST, 0.0))
+    rates = [plan.uniform_rate(float(macs), HIGHEST) for macs in np.linspace(low, high, points + 2)[1:-1]]
+    return np.array([plan.uniform(rate) for rate in rates]).reshape(points, len(plan.groups))
+
+
+def mixes(space: Space, rates: Values, count: int) -> Values:
+    """Return vectors between neighbours of a front, where it has the largest gaps in cost (our decision).
+
+    Each is a mix of its two neighbours' rates, at a cost between theirs. Where dropping more harms ever more, as it
+    does, it loses less than a straight line between them.
+
+    Args:
+        space: What was searched.
+        rates: [n, groups] the front, n >= 2, in any order.
+        count: How many to return, [count, groups].
+    """
+    count = max(0, count)
+    f1 = space.f1(rates)
+    order = np.argsort(f1, kind="stable")
+    rates, f1 = rates[order], f1[order]
+    gaps, each = np.diff(f1), np.zeros(len(rates) - 1, dtype=np.int64)
+    for _ in range(count):
+        each[np.argmax(gaps / (each + 1))] += 1
+    at = np.repeat(np.arange(len(gaps)), each)
+    part = np.array([k / (n + 1) for n in each.tolist() for k in range(1, n + 1)])
+    goal = f1[at] + part * gaps[at]
+    low, high = np.zeros((count, 1)), np.ones((count, 1))
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        cheap = (space.f1(rates[at] + middle * (rates[at + 1] - rates[at])) < goal)[:, None] if count else low
+        low, high = np.where(cheap, middle, low), np.where(cheap, high, middle)
+    found: Values = rates[at] + high * (rates[at + 1] - rates[at])
+    return found
+
+
+def table(
+    plan: SubnetPlan,
+    space: Space,
+    given: Candidates,
+    gains: Values,
+    measure: int,
+    population: int,
+    timed: bool,
+) -> tuple[list[Row], dict[str, Any]]:
+    """Return a table's rows and what is to be known about them.
+
+    Only the fresh gains are believed. A row that is beaten by less than two standard errors is kept: a gap in the
+    table costs more. Where time was short, mixes that nobody has measured fill the gaps.
+
+    Args:
+        plan: The network.
+        space: What was searched.
+        given: What was measured.
+        gains: [vectors, seeds, 2], of both measures.
+        measure: The one that decides.
+        population: Rows at most.
+        timed: Whether costs are seconds.
+    """
+    f1 = space.f1(given.rates)
+    both = [_lost(gains[:, :, number]) for number in range(len(MEASURES))]
+    mean, error = both[measure] or (np.full(len(f1), np.nan), np.full(len(f1), np.nan))
+    kept = _kept(f1, mean, error, population)
+    more = mixes(space, given.rates[kept], population - max(len(kept), len(f1) - given.line))
+    known = {
+        "rates": np.concatenate([given.rates[kept], more]).astype(np.float32).astype(np.float64),
+        "f2": np.append(mean[kept], np.full(len(more), np.nan)),
+        "stderr": np.append(error[kept], np.full(len(more), np.nan)),
+        "mixed": np.append(given.is_mixed[kept], np.ones(len(more), dtype=bool)),
+    }
+    order = np.argsort([plan.macs(vector) for vector in known["rates"].tolist()], kind="stable")
+    seconds = space.cost(known["rates"]) if timed else np.full(len(order), np.nan)
+    rows = [
+        Row(
+            tuple(known["rates"][i].tolist()), plan.macs(known["rates"][i].tolist()), _none(known["f2"][i]),
+            _none(known["stderr"][i]), _none(seconds[i]),
+        )
+        for i in order
+    ]  # fmt: skip
+    line = np.array([1, *range(2, 2 + given.line), 0])
+    about = {
+        "hypervolume": _volumes(f1[kept], f1, both, kept),
+        # At as many costs as the front has: fewer points alone would dominate less.
+        "hypervolume_uniform": _volumes(np.linspace(0, 1, len(kept)), f1, both, line),
+        "uniform": _points(f1, mean, error, line),
+        "front": _points(f1, mean, error, kept),
+        "fresh_seeds": gains.shape[1],
+        "interpolated": [place for place, i in enumerate(order.tolist()) if known["mixed"][i]],
+    }
+    return rows, about
+
+
+def _lost(gain: Values) -> tuple[Values, Values] | None:
+    """Return the second objective and its standard error, [n] each; None where both extremes gain alike."""
+    full, half = 0, 1
+    if gain.shape[1] == 0 or not gain[full].mean() > gain[half].mean():
+        return None
+    f2 = (gain[full] - gain) / (gain[full].mean() - gain[half].mean())
+    error = f2.std(axis=1, ddof=1) / np.sqrt(f2.shape[1]) if f2.shape[1] > 1 else np.full(len(f2), np.nan)
+    return f2.mean(axis=1), error
+
+
+def _kept(f1: Values, mean: Values, error: Values, population: int) -> npt.NDArray[np.int64]:
+    """Return the rows of a table, at most `population`; without measurements all of them."""
+    keep = np.isnan(mean) | nondominated(f1, mean, 2 * np.nan_to_num(error))
+    keep[:2] = True
+    found = np.flatnonzero(keep)
+    return found[equidistant(f1[found], population)]
+
+
+def _volumes(
+    costs: Values, f1: Values, both: list[tuple[Values, Values] | None], rows: npt.NDArray[np.int64]
+) -> dict[str, float | None]:
+    """Return the hypervolume of some rows, by measure, at these costs: between rows it is a straight line."""
+    rows = rows[np.argsort(f1[rows], kind="stable")]
+    return {
+        name: None if lost is None else hypervolume(costs, np.interp(costs, f1[rows], lost[0][rows]))
+        for name, lost in zip(MEASURES, both, strict=True)
+    }
+
+
+def _points(f1: Values, mean: Values, error: Values, rows: npt.NDArray[np.int64]) -> list[list[float | None]]:
+    if np.isnan(mean).any():
+        return []
+    return [[float(f1[i]), float(mean[i]), _none(error[i])] for i in rows]
+
+
+def _none(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

@@ -1,0 +1,295 @@
+"""Links that lose, delay and double messages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from gossip_fleet import (
+    columns,
+    disagreement,
+    exchange,
+    fleet_of,
+    normal,
+    outstanding,
+    run,
+    training_of,
+    ws,
+    xs,
+    zs,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from leanfleet.errors import LeanfleetError
+from leanfleet.fleet import Graph, build_graph
+from leanfleet.gossip.counters import QUANTUM
+from leanfleet.gossip.descent import Sgd
+from leanfleet.gossip.layout import Layout
+from leanfleet.gossip.node import Node
+from leanfleet.gossip.rules import ErrorMemory, Rule, Whole
+from leanfleet.gossip.sums import Repair, RunningSums
+from leanfleet.randomness import numpy_generator
+from leanfleet.wire import TopK
+
+PAIR = build_graph("complete", 2)
+RING = build_graph("ring", 8)
+BOTH_WAYS = build_graph("undirected-ring", 4)
+
+
+def sums_with(repair: Repair = "none", lease: int | None = None) -> Callable[[Layout], RunningSums]:
+    return lambda layout: RunningSums(layout, repair, lease)
+
+
+def sparse(layout: Layout) -> Rule:
+    return ErrorMemory(layout, TopK(0.1), 0.1)
+
+
+def lossy(rate: float, seed: int = 0) -> Callable[[int, int, int], bool]:
+    return lambda step, sender, receiver: (
+        numpy_generator(seed, step, sender, receiver, "loss").random() < rate
+    )
+
+
+def first_message(step: int, sender: int, receiver: int) -> bool:
+    return (step, sender, receiver) == (0, 0, 1)
+
+
+def test_a_lost_message_is_made_good_by_the_next() -> None:
+    nodes = fleet_of(torch.tensor([[1.0], [3.0]]), Whole, sums=sums_with())
+    for step, (x, weight) in enumerate(
+        [((2, 1.5), (1, 0.5)), ((1.75, 2.25), (0.75, 1.25)), ((2, 2), (1, 1))]
+    ):
+        exchange(nodes, columns(PAIR, step), step, first_message)
+        assert xs(nodes).flatten().tolist() == list(x)
+        assert ws(nodes) == list(weight)
+
+
+def test_without_running_sums_it_is_lost_for_good() -> None:
+    nodes = fleet_of(torch.tensor([[1.0], [3.0]], dtype=torch.float64), Whole)
+    run(nodes, PAIR, 30, first_message)
+    assert sum(ws(nodes)) == pytest.approx(1.5)
+    assert zs(nodes).flatten().tolist() == pytest.approx([7 / 3] * 2)
+
+
+@given(
+    seed=st.integers(0, 1000),
+    repair=st.sampled_from(["none", "repeat", "ack"]),
+    dense=st.booleans(),
+)
+@settings(max_examples=15)
+def test_nothing_is_lost_whatever_links_do(seed: int, repair: Repair, dense: bool) -> None:
+    """Lost, doubled and late messages, in any order: what nodes have and what is on its way stays as it was."""
+    start = (normal(4, 12, seed) / QUANTUM).round() * QUANTUM
+    nodes = fleet_of(start, Whole if dense else sparse, sums=sums_with(repair), cuts=(5,))
+    rng, late = numpy_generator(seed, "links"), []
+    for step in range(8):
+        boxes = {node.number: node.outbox(BOTH_WAYS.column(step, node.number)) for node in nodes}
+        late += [
+            (i, j, m) for i, box in boxes.items() for j, m in box.items() for _ in range(rng.integers(3))
+        ]
+        rng.shuffle(late)
+        arrived, late = late[: len(late) // 2], late[len(late) // 2 :]
+        for node in nodes:
+            node.absorb([(i, m) for i, j, m in arrived if j == node.number])
+        vector, weight = outstanding(nodes)
+        assert torch.equal(xs(nodes).sum(0) + vector, start.sum(0))
+        assert sum(ws(nodes)) + weight == pytest.approx(4, abs=1e-10)
+
+
+def test_a_doubled_message_adds_nothing_and_an_old_one_is_ignored() -> None:
+    nodes = fleet_of(normal(2, 4), Whole, sums=sums_with())
+    first, second = (nodes[0].outbox(PAIR.column(0, 0))[1] for _ in range(2))
+    nodes[1].absorb([(0, second), (0, second)])
+    state = nodes[1].x.clone(), nodes[1].weight
+    nodes[1].absorb([(0, first)])
+    assert torch.equal(nodes[1].x, state[0])
+    assert nodes[1].weight == state[1] == 1.75
+
+
+def after_losses(repair: Repair | None, rate: float = 0.2) -> tuple[list[Node], float, float]:
+    """Nodes after 60 sparse and 50 dense steps; disagreement and bias, as shares of the first disagreement."""
+    start = normal(8, 200)
+    nodes = fleet_of(start, sparse, sums=None if repair is None else sums_with(repair))
+    first = disagreement(nodes)
+    run(nodes, RING, 60, lossy(rate))
+    for node in nodes:
+        node.merge()
+    run(nodes, RING, 50, lossy(rate), first=60)
+    bias = float((zs(nodes).mean(0) - start.mean(0)).norm())
+    return nodes, disagreement(nodes) / first, bias / first
+
+
+def test_dense_rounds_deliver_what_is_outstanding() -> None:
+    nodes, left, bias = after_losses("none")
+    assert bias < 1e-3
+    assert left < 0.03
+    assert sum(ws(nodes)) == pytest.approx(8 - outstanding(nodes)[1])
+
+
+def test_without_running_sums_averages_drift() -> None:
+    nodes, _, bias = after_losses(None)
+    assert sum(ws(nodes)) < 0.1
+    assert bias > 0.01
+
+
+def biased(repair: Repair) -> float:
+    """How far what nodes have is from what they had, before any dense round."""
+    nodes = fleet_of(normal(4, 100), sparse, sums=sums_with(repair))
+    run(nodes, BOTH_WAYS, 30, lossy(0.2))
+    return float(outstanding(nodes)[0].norm())
+
+
+def test_repairs_bring_lost_coordinates_sooner() -> None:
+    none, repeat, ack = map(biased, ("none", "repeat", "ack"))
+    assert repeat < 0.7 * none
+    assert ack < 0.7 * none
+
+
+def test_repairs_cost_bytes() -> None:
+    def sent(repair: Repair, rate: float) -> int:
+        nodes, total = fleet_of(normal(4, 200), sparse, sums=sums_with(repair)), 0
+        for step in range(10):
+            boxes = {node.number: node.outbox(BOTH_WAYS.column(step, node.number)) for node in nodes}
+            total += sum(len(m.tensors["packed"]) for box in boxes.values() for m in box.values())
+            for node in nodes:
+                node.absorb(
+                    [
+                        (i, box[node.number])
+                        for i, box in boxes.items()
+                        if node.number in box and not lossy(rate)(step, i, node.number)
+                    ]
+                )
+        return total
+
+    assert sent("ack", 0.0) == sent("none", 0.0)
+    assert sent("none", 0.0) < sent("ack", 0.2) < sent("repeat", 0.0)
+
+
+def trained(protected: bool) -> tuple[float, float]:
+    """How far nodes are from the best model for all of them, and the total weight, after training with losses."""
+    targets = normal(4, 6, seed=7)
+    sgd = Sgd(lr=0.05, momentum=0.9, weight_decay=0.0, milestones=(40, 60), gamma=0.1)
+    nodes = fleet_of(normal(1, 6).expand(4, -1), Whole, sgd=sgd, sums=sums_with() if protected else None)
+    for step in range(80):
+        for node in nodes:
+            node.step(targets[node.number], targets[node.number])
+        exchange(nodes, columns(BOTH_WAYS, step), step, lossy(0.2))
+    return float((zs(nodes) - targets.mean(0)).norm(dim=1).max()), sum(ws(nodes))
+
+
+def test_training_with_losses_ends_at_the_same_model() -> None:
+    distance_left, weight = trained(protected=True)
+    assert distance_left < 0.3
+    assert weight > 2
+
+
+def test_training_with_losses_blows_up_without_running_sums() -> None:
+    """As weight is lost, every local step grows by 1 / w."""
+    with pytest.raises(LeanfleetError, match=r"diverged: .* set .* running_sums = true"):
+        trained(protected=False)
+
+
+def test_a_small_weight_slows_training_down() -> None:
+    """Where mass is on its way, z would otherwise move by lr / w."""
+    wanted = torch.full((4,), 1.0, dtype=torch.float64)
+    plain, trusting = (
+        fleet_of(torch.zeros(2, 4, dtype=torch.float64), Whole, sums=sums) for sums in (None, sums_with())
+    )
+    for node in (plain[0], trusting[0]):
+        node.weight = 0.1
+        node.step(wanted, wanted)
+    assert torch.allclose(plain[0].x, 0.1 * wanted)
+    assert torch.allclose(trusting[0].x, 0.2 * 0.1 * wanted)
+
+
+def test_a_lease_stops_the_leak() -> None:
+    start = normal(3, 5)
+    graph = build_graph("complete", 3)
+    nodes = fleet_of(start, Whole, sums=sums_with(lease=4))
+    run(nodes, graph, 5)
+    left = nodes[:2]
+    dead = nodes[2].weight
+    for step in range(40):
+        boxes = {node.number: node.outbox(graph.column(step, node.number)) for node in left}
+        if step > 6:
+            assert 2 not in boxes[0]
+        for node in left:
+            node.absorb([(i, box[node.number]) for i, box in boxes.items() if node.number in box])
+    # What node 2 still absorbed but could not say is taken back, too; x and w alike, so ratios stay right.
+    assert sum(ws(left)) == pytest.approx(3 - dead + 2 / 3)
+    assert disagreement(left) < 1e-5
+
+    leaking = fleet_of(start, Whole, sums=sums_with())
+    for step in range(20):
+        boxes = {node.number: node.outbox(graph.column(step, node.number)) for node in leaking[:2]}
+        for node in leaking[:2]:
+            node.absorb([(i, box[node.number]) for i, box in boxes.items() if node.number in box])
+    assert sum(ws(leaking[:2])) < 1e-3
+
+
+def test_who_comes_back_is_sent_to_again() -> None:
+    """What was taken back, though it had arrived, is taken from the receiver when it is there again."""
+    start = (normal(2, 5) / QUANTUM).round() * QUANTUM
+    nodes = fleet_of(start, Whole, sums=sums_with(lease=3))
+    run(nodes, PAIR, 3)
+    for step in range(3, 12):
+        box = nodes[0].outbox(PAIR.column(step, 0))
+        if step == 3:
+            nodes[1].absorb([(0, box[1])])
+        nodes[0].absorb([])
+    assert nodes[0].outbox(PAIR.column(12, 0)) == {}
+    for step in range(13, 80):
+        exchange(nodes, columns(PAIR, step))
+    vector, weight = outstanding(nodes)
+    assert torch.equal(xs(nodes).sum(0) + vector, start.sum(0))
+    assert sum(ws(nodes)) + weight == pytest.approx(2)
+    assert disagreement(nodes) < 1e-4
+
+
+def test_without_answers_nothing_can_be_taken_back() -> None:
+    node = fleet_of(normal(2, 5), Whole, sums=sums_with())[0]
+    node.outbox(PAIR.column(0, 0))
+    with pytest.raises(LeanfleetError, match='repair = "ack", or a lease'):
+        node.take_back(1)
+
+
+def test_values_that_sums_cannot_carry_end_the_run() -> None:
+    node = fleet_of(normal(2, 5) + 1e4, Whole, sums=sums_with())[0]
+    with pytest.raises(LeanfleetError, match=r"node 0, step 0: .* more than running sums can carry"):
+        node.outbox(PAIR.column(0, 0))
+
+
+def test_trusted_links_have_nothing_to_flush() -> None:
+    node = fleet_of(normal(2, 5), Whole)[0]
+    with pytest.raises(LeanfleetError, match="node 0 has no running sums"):
+        node.flush(1)
+
+
+@pytest.mark.parametrize("repair", ["none", "repeat", "ack"])
+def test_links_survive_a_restart(repair: Repair) -> None:
+    graph = Graph.from_edges("g", 3, [[(0, 1), (1, 0), (1, 2), (2, 0)]])
+    ran, resumed = (fleet_of(normal(3, 20), sparse, sums=sums_with(repair, lease=5)) for _ in range(2))
+    run(ran, graph, 6, lossy(0.3))
+    for node, other in zip(ran, resumed, strict=True):
+        other.restore({name: tensor.clone() for name, tensor in node.tensors().items()})
+    for nodes in (ran, resumed):
+        run(nodes, graph, 6, lossy(0.3), first=6)
+    assert torch.equal(xs(ran), xs(resumed))
+    assert ws(ran) == ws(resumed)
+    assert ran[0].tensors().keys() == resumed[0].tensors().keys()
+
+
+def test_what_is_gone_is_not_heard() -> None:
+    layout = training_of(normal(1, 4)[0]).layout
+    nodes = fleet_of(normal(2, 4), Whole, sums=lambda _: RunningSums(layout))
+    message = nodes[0].outbox(PAIR.column(0, 0))[1]
+    sums = nodes[1].sums
+    assert sums is not None
+    sums.forget(0)
+    nodes[1].absorb([(0, message)])
+    assert nodes[1].weight == 1
+    sums.welcome(0)
+    nodes[1].absorb([(0, message)])
+    assert nodes[1].weight == 1.5

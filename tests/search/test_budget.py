@@ -1,0 +1,185 @@
+"""A budget is kept; on a clock of the test's own, in which short trainings take what they are said to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from leanfleet.search import FAST, PAPER, search
+from leanfleet.search.budget import Budget
+from leanfleet.subnet.lut import Lut
+
+NET = "digits-cnn-small"
+# Sizes of the real thing; only the pre-training is done for real, and short.
+QUICK = replace(FAST, start_accuracy=0.0, held_out=60)
+
+
+@dataclass
+class Clock:
+    now: float = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@dataclass
+class Trainer:
+    """Stands for the pool: every short training takes `seconds`, one after the other."""
+
+    clock: Clock
+    seconds: float
+    trials: int = 0
+    seconds_training: float = 0.0
+    seen: list = field(default_factory=list)
+
+    def __call__(self, task, workers):
+        self.clock.now += 3.0
+        return self
+
+    def begin(self, params):
+        pass
+
+    def close(self):
+        pass
+
+    def gains(self, rates, seeds, costs, tick, seconds=float("inf")):
+        found = np.full((len(rates), 2), np.nan)
+        for number, (vector, seed) in enumerate(zip(rates, seeds, strict=True)):
+            if (number + 1) * self.seconds > seconds:
+                break
+            luck = np.random.default_rng(int(seed)).normal(0, 0.02)
+            found[number] = 0.3 - 0.4 * (vector**1.5).mean() + luck + 1e-3 * vector[0]
+            self.clock.now += self.seconds
+            self.seconds_training += self.seconds
+            self.trials += 1
+            tick()
+        return found
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    found = Clock()
+    for module in ("budget", "trainings", "run", "pretrain"):
+        monkeypatch.setattr(f"leanfleet.search.{module}.time", found)
+    return found
+
+
+@pytest.fixture
+def go(clock, monkeypatch, tmp_path):
+    def call(budget, seconds=1.0, protocol=QUICK, **more):
+        trainer = Trainer(clock, seconds)
+        monkeypatch.setattr("leanfleet.search.run.Pool", trainer)
+        begun = clock.now
+        found = search(NET, "digits", tmp_path / "net.lut", protocol=protocol, budget_seconds=budget, **more)
+        return SimpleNamespace(lut=found, about=found.about, seconds=clock.now - begun, trials=trainer.trials)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    "protocol", [QUICK, replace(PAPER, start_accuracy=0.0, held_out=60)], ids=["fast", "paper"]
+)
+@pytest.mark.parametrize("budget", [3.2, 6.0, 10.0, 20.0, 60.0, 200.0, 1000.0])
+def test_a_search_ends_on_time_with_a_fine_table(go, budget, protocol, tmp_path):
+    found = go(budget, protocol=protocol)
+    assert found.seconds <= budget
+    # Not much is wasted either: at most a look at the final front.
+    assert found.seconds >= min(0.55 * budget, 900)
+    assert len(found.lut.rows) >= 40
+    assert found.about["cut_short"]
+    assert found.about["budget_seconds"] == budget
+    assert Lut.load(tmp_path / "net.lut") == found.lut
+    measured = [row for row in found.lut.rows if row.f2 is not None]
+    assert len(measured) >= (2 if found.about["fresh_seeds"] else 0)
+
+
+def test_without_a_budget_nothing_is_left_out(go):
+    found = go(None)
+    assert found.about["cut_short"] == []
+    assert found.about["fresh_seeds"] == QUICK.fresh
+    assert sum(found.about["questions"]) == pytest.approx(QUICK.trials, abs=30)
+
+
+@pytest.mark.parametrize("budget", [3.2, 6.0, 60.0])
+def test_costs_in_seconds_end_on_time_too(go, budget, monkeypatch):
+    monkeypatch.setattr(
+        "leanfleet.search.cost._time",
+        lambda plan, params, task, rates: 1e-3 + 1e-9 * plan.macs(rates.tolist()) ** 0.9,
+    )
+    found = go(budget, cost="seconds")
+    assert found.seconds <= budget
+    assert len(found.lut.rows) >= 40
+    assert all(row.seconds > 0 for row in found.lut.rows)
+
+
+def test_more_time_buys_more_of_everything(go):
+    found = [go(budget) for budget in (15.0, 60.0, 240.0, 1000.0)]
+    for what in (lambda f: sum(f.about["questions"]), lambda f: f.about["fresh_seeds"], lambda f: f.trials):
+        amounts = [what(each) for each in found]
+        assert amounts == sorted(amounts)
+        assert amounts[0] < amounts[-1]
+
+
+def test_slow_short_trainings_are_cut_off_where_they_were_underrated(go, clock, monkeypatch):
+    trainer_gains = Trainer.gains
+
+    def slower(self, *args, **more):
+        self.seconds *= 1.5
+        return trainer_gains(self, *args, **more)
+
+    monkeypatch.setattr(Trainer, "gains", slower)
+    assert go(60.0, seconds=0.2).seconds <= 60.0
+
+
+def test_with_too_little_for_anything_the_table_is_the_uniform_one_and_says_so(go):
+    found = go(3.5)
+    assert found.trials == 0
+    assert found.lut.origin == "uniform"
+    assert found.about["cut_short"][:2] == ["anchors 0 of 10", "short trainings 0 of 464"]
+    assert len(found.lut.rows) == 64
+    assert all(np.ptp(row.rates) < 1e-6 and row.f2 is None for row in found.lut.rows)
+    assert go(60.0).lut.origin.startswith("search")
+
+
+@pytest.mark.parametrize("stop", ["search", "front"])
+def test_an_interrupted_search_goes_on_with_a_larger_budget(go, stop):
+    def interrupt(progress):
+        if progress.phase == stop and progress.step == 1:
+            raise InterruptedError
+
+    small = go(200.0)
+    with pytest.raises(InterruptedError):
+        go(200.0, watch=interrupt)
+    found = go(None, resume=True)
+    assert sum(found.about["questions"]) > 3 * sum(small.about["questions"])
+    assert sum(found.about["questions"]) == pytest.approx(QUICK.trials, abs=30)
+    assert found.about["fresh_seeds"] == QUICK.fresh
+
+
+def test_with_the_same_budget_only_what_is_left_of_it_is_used(go):
+    def interrupt(progress):
+        if progress.phase == "front" and progress.step == 1:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        go(200.0, watch=interrupt)
+    found = go(200.0, resume=True)
+    assert found.seconds < 120
+    assert found.about["seconds"] <= 200
+
+
+def test_what_was_measured_last_counts_most(clock):
+    budget = Budget(clock.now, 0.0, 100.0)
+    assert budget.trials() == 100
+    budget.took(10, 100.0)
+    assert budget.seconds_per_trial == 10
+    for _ in range(10):
+        budget.took(10, 10.0)
+    assert budget.seconds_per_trial == pytest.approx(1.0, rel=0.01)
+    clock.now += 40
+    assert (budget.spent, budget.left) == (40, 60)
+    assert budget.trials(reserve=100) == 0
+    assert Budget(clock.now, 0.0, None).trials() == float("inf")
