@@ -57,7 +57,8 @@ def test_without_cgroups_there_are_none(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "config", [{"cpu-share": 0}, {"cpu-share": 2.0}, {"cpu-share": "half"}, {"memory-mb": -1}, {"memory-mb": "1G"}]
+    "config",
+    [{"cpu-share": 0}, {"cpu-share": 2.0}, {"cpu-share": "half"}, {"memory-mb": -1}, {"memory-mb": "1G"}],
 )
 def test_a_limit_that_is_none_is_refused(config):
     with pytest.raises(UserError, match=rf"node configuration: {next(iter(config))}"):
@@ -66,7 +67,11 @@ def test_a_limit_that_is_none_is_refused(config):
 
 @pytest.mark.parametrize(
     ("battery", "paused"),
-    [(None, False), (SimpleNamespace(power_plugged=True), False), (SimpleNamespace(power_plugged=False), True)],
+    [
+        (None, False),
+        (SimpleNamespace(power_plugged=True), False),
+        (SimpleNamespace(power_plugged=False), True),
+    ],
 )
 def test_only_on_mains(monkeypatch, battery, paused):
     monkeypatch.setattr(psutil, "sensors_battery", lambda: battery, raising=False)

@@ -16,6 +16,7 @@ from leanfleet.wire import decode, encode
 from tiny_experiment import experiment
 
 WHOLE = 1e6
+NO_CAPS = Caps()
 
 
 class Machine:
@@ -31,7 +32,7 @@ class Machine:
         self.t += seconds
         self.slept += seconds
 
-    def clock(self, believed: Profile | None = None, caps: Caps = Caps()) -> MeasuredClock:
+    def clock(self, believed: Profile | None = None, caps: Caps = NO_CAPS) -> MeasuredClock:
         return MeasuredClock(believed or self.profile, caps, self.t, self.now, self.sleep)
 
     def compute(self, macs: float) -> None:

@@ -1,4 +1,4 @@
-"""Real processes on loopback, TLS and node authentication on: a SuperLink, three SuperNodes, a cold process a message."""
+"""Real processes on loopback, with TLS and node authentication: a SuperLink, three SuperNodes, and all they start."""
 
 from __future__ import annotations
 
