@@ -8,7 +8,9 @@ import pytest
 
 from leanfleet.runs import Run
 from test_cli_graph import cli, refused  # noqa: F401
-from tiny_experiment import TOML
+from tiny_experiment import TOML as SHORT
+
+TOML = SHORT.replace("per_round = 4", "per_round = 2\nround_seconds = 30.0")
 
 
 @pytest.fixture
@@ -42,6 +44,19 @@ def test_commands_as_json(cli, tmp_path):  # noqa: F811
 def test_a_method_that_cannot_live_there_is_one_line(cli, tmp_path):  # noqa: F811
     (tmp_path / "x.toml").write_text(TOML)
     refused(cli("fleet", "x.toml", "--set", "method.name=splitfed"), 2, "splitfed", "leanfleet run")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (("--set", "fleet.round_seconds=1.0"), "--set fleet.round_seconds=30.0"),
+        (("--nodes", "1"), "--set fleet.per_round=1"),
+    ],
+)
+def test_what_cannot_work_says_what_would(cli, tmp_path, change, told):  # noqa: F811
+    (tmp_path / "x.toml").write_text(TOML)
+    refused(cli("fleet", "x.toml", *change), 2, told)
+    assert not (tmp_path / "tiny").exists()
 
 
 def test_a_fleet_is_shown_once(cli, record):  # noqa: F811

@@ -134,7 +134,9 @@ def test_faults_cost_nothing_but_the_faulty_contributions(tmp_path):
         wait_for(the_next_round, 120)
         fleet.signal("node-1", signal.SIGCONT)
         (event,) = events(folder)[before : before + 1]
-        assert event["rejected"] == ["device 2: tensor 'conv1.weight' is not finite"]
+        (rejected,) = event["rejected"]
+        assert rejected.startswith("device 2: tensor ")
+        assert rejected.endswith("is not finite")
         assert event["silent"] == [0, 1]
         fleet.signal("link", signal.SIGKILL)
         time.sleep(1)

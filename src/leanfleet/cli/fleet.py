@@ -16,6 +16,9 @@ from leanfleet.errors import RecordError, UserError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from leanfleet.experiment import Experiment
+
+_SHORTEST_ROUND_SECONDS = 10.0
 _COLUMNS = ("device", "state", "MAC/s", "width", "MACs", "bytes up", "bytes down")
 
 Output = Annotated[
@@ -23,12 +26,19 @@ Output = Annotated[
     typer.Option("--output", "-o", metavar="DIR", help="Where to.", show_default="the experiment's name"),
 ]
 
+Nodes = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Devices to make keys and commands for.", show_default="as many as a round selects"
+    ),
+]
+
 
 def fleet(
     file: File,
     overrides: Set = None,
     output: Output = None,
-    nodes: Annotated[int, typer.Option(min=1, help="Devices to make keys and commands for.")] = 3,
+    nodes: Nodes = None,
     host: Annotated[str, typer.Option(help="Name or address of the SuperLink.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Its port.")] = 8000,
     as_json: Json = False,
@@ -38,10 +48,13 @@ def fleet(
         import flwr
     except ImportError as error:
         raise UserError("real fleets need Flower: pip install 'leanfleet[flower]'") from error
+    from leanfleet.engines.flower import check
     from leanfleet.engines.flower.writing import commands, write_app, write_keys
     from leanfleet.experiment import load
 
     experiment = load(file, overrides or ())
+    check(experiment)
+    nodes = _nodes(experiment, nodes)
     folder = output or Path(experiment.experiment.name)
     write_app(experiment, folder, Path("runs").resolve())
     write_keys(folder, nodes, host, port)
@@ -51,6 +64,25 @@ def fleet(
         return
     print(f"# app: {folder}; every line that starts a server or a node needs a terminal, or & at its end")
     print("\n".join(lines))
+
+
+def _nodes(experiment: Experiment, asked: int | None) -> int:
+    """Return how many nodes to write for, checked against what the rounds need."""
+    from leanfleet.experiment import FederatedFleet
+
+    fleet = experiment.fleet
+    assert isinstance(fleet, FederatedFleet)
+    if fleet.round_seconds < _SHORTEST_ROUND_SECONDS:
+        raise UserError(
+            f"[fleet] round_seconds = {fleet.round_seconds:g}: are real seconds here, and a message alone takes about "
+            f"{_SHORTEST_ROUND_SECONDS:g}; try --set fleet.round_seconds=30.0"
+        )
+    nodes = asked or fleet.per_round
+    if nodes < fleet.per_round:
+        raise UserError(
+            f"--nodes {nodes}: a round needs {fleet.per_round}; give more, or --set fleet.per_round={nodes}"
+        )
+    return nodes
 
 
 def watch(
