@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from leanfleet.engines.flower.writing import commands, write_app, write_keys
@@ -74,6 +75,15 @@ class RealFleet:
         line = line.replace(f"--port {9094 + i}", f"--port {free_port()}").replace(f"={i}'", f"={i}{more}'")
         self._start(f"node-{i}", line)
 
+    def start_stranger(self, name: str, key: Path, authority: Path) -> None:
+        """Start node 0 once more, with another key or another idea of whom to believe."""
+        line = self._lines[1 + self.nodes].replace(str(self.app / "keys" / "node-0"), str(key))
+        line = line.replace(str(self.app / "keys" / "ca.crt"), str(authority))
+        self._start(name, line.replace("--port 9094", f"--port {free_port()}"))
+
+    def ended(self, name: str) -> bool:
+        return self._running[name].poll() is not None
+
     def run(self, config: str = "") -> None:
         self.flwr(f"flwr run {self.app} fleet" + (f" --run-config {shlex.quote(config)}" if config else ""))
 
@@ -91,7 +101,8 @@ class RealFleet:
 
     def signal(self, name: str, number: int) -> None:
         """Send a signal to a SuperLink or SuperNode and all that it has started."""
-        os.killpg(self._running[name].pid, number)
+        with suppress(ProcessLookupError):
+            os.killpg(self._running[name].pid, number)
         if number == signal.SIGKILL:
             self._running.pop(name).wait()
 

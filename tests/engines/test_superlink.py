@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from superlink import RealFleet, wait_for
 
+from leanfleet.engines.flower.writing import write_keys
 from leanfleet.engines.local import saved_params
 from leanfleet.report import group, read, summarise
 from leanfleet.runs import Run
@@ -99,6 +100,22 @@ def test_a_fleet_of_real_processes_converges_and_meters_what_flower_meters(tmp_p
     rates = {device: found["rate_macs_per_s"] for device, found in status(folder)["devices"].items()}
     assert set(rates) == {"0", "1", "2"}
     assert all(rate > 0 for rate in rates.values())
+
+
+def test_strangers_are_turned_away_on_both_sides(tmp_path):
+    write_keys(tmp_path / "other", 1)
+    theirs = tmp_path / "other" / "keys"
+    with RealFleet(tmp_path, TOML.format(rounds=1, seconds=30.0), 1) as fleet:
+        ours = fleet.app / "keys"
+        fleet.start_stranger("unregistered", theirs / "node-0", ours / "ca.crt")
+        fleet.start_stranger("mistrustful", ours / "node-0", theirs / "ca.crt")
+
+        def both_have_ended():
+            return fleet.ended("unregistered") and fleet.ended("mistrustful")
+
+        wait_for(both_have_ended, 60)
+        assert "Failed to activate SuperNode" in fleet.log("unregistered")
+        assert "certificate verify failed" in fleet.log("mistrustful")
 
 
 def status(folder: Path) -> dict:

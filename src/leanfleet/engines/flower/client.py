@@ -26,6 +26,7 @@ from leanfleet.engines.job import FederatedJob, Parts, federated_job
 from leanfleet.errors import UserError
 from leanfleet.experiment import Experiment
 from leanfleet.fleet import VirtualClock
+from leanfleet.workers import keep_kernels, keep_memory
 
 _PROFILE = "leanfleet-profile"
 _PROCESS = "flwr-clientapp"
@@ -75,6 +76,8 @@ class _Node:
             raise UserError("node configuration: say which device this is, such as partition-id=0")
         caps = Caps.of(config)
         caps.apply()
+        keep_kernels()
+        keep_memory()
         job = _job(experiment, device, config)
         return cls(context, job, device, "data" in config, caps, arrived)
 
