@@ -61,6 +61,8 @@ SURFACE = {
         "-o",
     ],
     "graph": ["SPEC", "--json", "--nodes", "--output", "--seed", "--window", "-o"],
+    "fleet": ["FILE", "--host", "--json", "--nodes", "--output", "--port", "--set", "-o"],
+    "watch": ["RUN", "--json", "--once"],
 }  # fmt: skip
 
 

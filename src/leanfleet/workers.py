@@ -51,8 +51,7 @@ class Workers:
 
     def __init__(self, count: int, start: Callable[..., Handler], args: Sequence[Any]) -> None:
         self.count = count
-        # Narrow networks come in many shapes; each is compiled once, if the cache holds it.
-        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000")
+        keep_kernels()
         self._processes: list[Any] = []
         self._pipes: list[connection.Connection] = []
         if count == 1:
@@ -151,6 +150,11 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def keep_kernels() -> None:
+    """Let oneDNN compile each of the many shapes of narrow networks once, in this process and those it starts."""
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000")
 
 
 def keep_memory() -> None:

@@ -18,6 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from leanfleet.cli import peers
+from leanfleet.cli.fleet import fleet, watch
 from leanfleet.cli.graph import graph
 from leanfleet.cli.nets import NetsCommand, nets
 from leanfleet.cli.options import (
@@ -66,6 +67,8 @@ app.command(cls=NetsCommand)(nets)
 app.command()(search)
 app.command()(lut)
 app.command()(graph)
+app.command()(fleet)
+app.command()(watch)
 app.command()(score)
 
 

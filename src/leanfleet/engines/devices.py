@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from leanfleet.data import Batches, eval_batches
 from leanfleet.engines.job import FederatedJob
 from leanfleet.errors import LeanfleetError, WireError
-from leanfleet.federated import Report
-from leanfleet.fleet import Pacer, VirtualClock
+from leanfleet.federated import Method, Report
+from leanfleet.fleet import Clock, Pacer, VirtualClock
 from leanfleet.randomness import key, seed_global, torch_generator
 from leanfleet.wire import Message, decode, encode
 from leanfleet.workers import Tick
+
+_CPU = torch.device("cpu")
 
 RECALIBRATION_SAMPLES = 2048
 """Training images whose statistics evaluation B and exported models carry."""
@@ -88,23 +90,9 @@ class Devices:
         report = Report(job.samples(device), clock.rate(), turn)
         assigned = method.assign(params, report, number, torch_generator(*stream, "assign"))
         down = encode(assigned)
-        pacer = Pacer(
-            clock,
-            round_start=start,
-            round_seconds=fleet.round_seconds,
-            samples=report.samples,
-            margin=fleet.margin,
-            rule=fleet.rule,
-            deadline=method.deadline,
-        )
-        # Networks with dropout of their own draw from the global stream.
-        seed_global(key(*stream, "torch"), self.device)
-        update = method.train(
-            self._received(down), self._batches(device, stream), pacer, torch_generator(*stream, "masks")
-        )
-        lost = pacer.late and not (method.partial and fleet.late == "partial")
-        up = b"" if update is None or lost else encode(update)
-        rejected = self._accumulate(total, assigned, report, up) if up else ""
+        pacer = make_pacer(job, clock, start, fleet.round_seconds, report.samples)
+        up = take_part(job, device, number, down, pacer, self.device)
+        rejected = add_update(method, total, assigned, report, up, self.device) if up else ""
         return Outcome(
             device,
             pacer.macs,
@@ -115,36 +103,6 @@ class Devices:
             pacer.finished_at,
             rejected,
         )
-
-    def _received(self, data: bytes) -> Message:
-        message = decode(data)
-        return Message({name: t.to(self.device) for name, t in message.tensors.items()}, message.scalars)
-
-    def _batches(self, device: int, stream: tuple[int, int, int]) -> Batches:
-        job, training = self.job, self.job.training
-        return Batches(
-            split=job.data.train,
-            indices=job.parts[device],
-            batch_size=training.batch_size,
-            epochs=training.epochs,
-            mean=job.data.mean,
-            std=job.data.std,
-            generator=torch_generator(*stream, "batches"),
-            augment=job.experiment.data.augment,
-            device=self.device,
-        )
-
-    def _accumulate(self, total: Any, assigned: Message, report: Report, up: bytes) -> str:
-        """Validate an update before it is added; return why it was left out."""
-        method = self.job.method
-        try:
-            update = decode(up, *method.expects(assigned))
-            method.check(report, update)
-        except WireError as error:
-            return str(error)
-        update = Message({name: t.to(self.device) for name, t in update.tensors.items()}, update.scalars)
-        method.accumulate(total, assigned, update)
-        return ""
 
     def evaluate(self, params: Mapping[str, Tensor], shift: tuple[int, int], recalibrate: bool) -> Message:
         """Count hits on this worker's test batches, with the whole network.
@@ -172,6 +130,80 @@ class Devices:
                 "lower [training] lr or set clip_norm"
             )
         return Message({}, {"hits": hits, "count": count, "loss": loss})
+
+
+def make_pacer(job: FederatedJob, clock: Clock, start: float, seconds: float, samples: int) -> Pacer:
+    """Return what paces a device through a round of so many seconds, as the experiment has it."""
+    return Pacer(
+        clock,
+        round_start=start,
+        round_seconds=seconds,
+        samples=samples,
+        margin=job.fleet.margin,
+        rule=job.fleet.rule,
+        deadline=job.method.deadline,
+    )
+
+
+def take_part(
+    job: FederatedJob, device: int, round: int, down: bytes, pacer: Pacer, on: torch.device = _CPU
+) -> bytes:
+    """Train for a round on a device, wherever that is.
+
+    Args:
+        job: The run.
+        device: Number of the device.
+        round: The round, from 0.
+        down: What the server assigned, as encoded.
+        pacer: Knows the device's clock and deadline.
+        on: Where torch computes.
+
+    Returns:
+        What the device sends, as encoded; empty if it has nothing to send in time.
+    """
+    stream = (job.experiment.experiment.seed, round, device)
+    # Networks with dropout of their own draw from the global stream.
+    seed_global(key(*stream, "torch"), on)
+    batches, rng = _batches(job, device, stream, on), torch_generator(*stream, "masks")
+    update = job.method.train(_moved(decode(down), on), batches, pacer, rng)
+    lost = pacer.late and not (job.method.partial and job.fleet.late == "partial")
+    return b"" if update is None or lost else encode(update)
+
+
+def add_update(
+    method: Method[Any, Any],
+    total: Any,
+    assigned: Message,
+    report: Report,
+    up: bytes,
+    on: torch.device = _CPU,
+) -> str:
+    """Validate what a device sent before it is added to a running sum; return why it was left out, or ""."""
+    try:
+        update = decode(up, *method.expects(assigned))
+        method.check(report, update)
+    except WireError as error:
+        return str(error)
+    method.accumulate(total, assigned, _moved(update, on))
+    return ""
+
+
+def _moved(message: Message, on: torch.device) -> Message:
+    return Message({name: t.to(on) for name, t in message.tensors.items()}, message.scalars)
+
+
+def _batches(job: FederatedJob, device: int, stream: tuple[int, int, int], on: torch.device) -> Batches:
+    return Batches(
+        split=job.data.train,
+        indices=job.parts[device],
+        batch_size=job.training.batch_size,
+        epochs=job.training.epochs,
+        mean=job.data.mean,
+        std=job.data.std,
+        generator=torch_generator(*stream, "batches"),
+        augment=job.experiment.data.augment,
+        device=on,
+    )
 
 
 def recalibrated(job: FederatedJob, params: Mapping[str, Tensor], device: torch.device) -> nn.Module:

@@ -185,13 +185,15 @@ def make_job(experiment: Experiment, data: DataSet | None = None, parts: Parts |
     return job
 
 
-def federated_job(experiment: Experiment, data: DataSet | None = None) -> FederatedJob:
+def federated_job(
+    experiment: Experiment, data: DataSet | None = None, parts: Parts | None = None
+) -> FederatedJob:
     """Return the job of an experiment that must be federated.
 
     Raises:
         UserError: It is not, or it cannot be run as it is.
     """
-    job = make_job(experiment, data)
+    job = make_job(experiment, data, parts)
     if not isinstance(job, FederatedJob):
         raise ExperimentError(
             f"{experiment.method.name} trains a network a client; this works with federated methods only"

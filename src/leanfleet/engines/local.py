@@ -55,18 +55,29 @@ def run(
         own = experiment.data.model_copy(update={"source": f"python:{data.name}"})
         experiment = replace(experiment, data=own)
     job = make_job(experiment, data)
-    with Run.create(experiment.experiment.name, dumps(experiment), root) as record:
-        lut = getattr(job.method, "lut", None)
-        if isinstance(lut, Lut):
-            lut.save(record.folder / _LUT)
-            # Only now: a record must never name a table that is not there.
-            record.replace_experiment(dumps(override(experiment, [f"method.lut={_LUT}"])))
+    with begin(job, root) as record:
         count = workers or default_workers()
         say_notes(job)
         loop = Loop(record, job, _center(job, count), count, watch)
         with nullcontext(staff) if staff else Staff(device) as hands:
             loop.go(hands.for_job(job, count))
         return record
+
+
+def begin(job: AnyJob, root: Path) -> Run:
+    """Begin the record of a run, with the table it uses.
+
+    Raises:
+        StorageError: The disk refused.
+    """
+    experiment = job.experiment
+    record = Run.create(experiment.experiment.name, dumps(experiment), root)
+    lut = getattr(job.method, "lut", None)
+    if isinstance(lut, Lut):
+        lut.save(record.folder / _LUT)
+        # Only now: a record must never name a table that is not there.
+        record.replace_experiment(dumps(override(experiment, [f"method.lut={_LUT}"])))
+    return record
 
 
 def resume(

@@ -1,0 +1,222 @@
+"""One real device, one core, and a load that comes and goes in mid-round: who still reports in time?
+
+    python benchmarks/live_adaptation.py --rounds 6 --seconds 12
+
+The code of a Flower device (`leanfleet.engines.flower`) trains without Flower around it. Busy processes pinned to
+the same core are let go and stopped again, at the same times for every method. Prints a Markdown table; writes
+`live.json` and `live.png`: measured rate, width in use, and time left at the end of every round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+# As on a device: read when the first convolution runs.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000")
+
+import torch
+
+from leanfleet.engines.devices import add_update, make_pacer, take_part
+from leanfleet.engines.flower.caps import Caps
+from leanfleet.engines.flower.measuring import MeasuredClock, Profile, calibrate
+from leanfleet.engines.job import FederatedJob, federated_job
+from leanfleet.experiment import loads
+from leanfleet.federated import Report
+from leanfleet.randomness import torch_generator
+from leanfleet.wire import encode
+
+TOML = """
+[network]
+name = "digits-cnn"
+[fleet]
+devices = 1
+per_round = 1
+round_seconds = {seconds}
+[training]
+batch_size = 32
+epochs = {epochs}
+[method]
+name = "{method}"
+"""
+
+# On an idle device the whole network takes so much of a round.
+FULL_SHARE = 0.75
+# Load is off and on for so much of a round in turn: no multiple of it is a round.
+PHASE = 0.4
+
+
+class Load:
+    """Processes that keep a core busy, switched on and off on a fixed schedule."""
+
+    def __init__(self, count: int, phase_seconds: float) -> None:
+        self._phase, self._ended = phase_seconds, threading.Event()
+        spin = [sys.executable, "-c", "while True: pass"]
+        self._busy = [subprocess.Popen(spin) for _ in range(count)]
+        self._signal(signal.SIGSTOP)
+        self.switched: list[float] = []
+
+    def __enter__(self) -> Load:
+        self.start = time.monotonic()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        for process in self._busy:
+            process.kill()
+            process.wait()
+
+    def _run(self) -> None:
+        on = False
+        while not self._ended.wait(self.start + (len(self.switched) + 1) * self._phase - time.monotonic()):
+            on = not on
+            self._signal(signal.SIGCONT if on else signal.SIGSTOP)
+            self.switched.append(time.monotonic() - self.start)
+
+    def _signal(self, number: int) -> None:
+        for process in self._busy:
+            process.send_signal(number)
+
+
+class TracedClock(MeasuredClock):
+    """Notes when each step ended, the rate that was measured, and how wide the step was."""
+
+    steps: list[tuple[float, float, float]]
+
+    def spend(self, macs: float) -> None:
+        super().spend(macs)
+        self.steps.append((self.now(), self.rate(), self.share))
+
+
+@dataclass
+class Seen:
+    """What one method did.
+
+    Attributes:
+        method: Its name.
+        switched: Seconds at which the load was switched, first on.
+        steps: (second, MAC/s, share of the whole network's MACs) of every step.
+        left: (second of the round's start, seconds left at its end, whether an update arrived).
+        macs: Training MACs in updates that arrived.
+    """
+
+    method: str
+    switched: list[float] = field(default_factory=list)
+    steps: list[tuple[float, float, float]] = field(default_factory=list)
+    left: list[tuple[float, float, bool]] = field(default_factory=list)
+    macs: float = 0.0
+
+
+def play(job: FederatedJob, profile: Profile, rounds: int, busy: int) -> Seen:
+    """Let the device train for some rounds under load."""
+    method, seconds, samples = job.method, job.fleet.round_seconds, job.samples(0)
+    params = method.begin({name: p.detach().clone() for name, p in job.net.named_parameters()})
+    seen = Seen(method.name)
+    with Load(busy, PHASE * seconds) as load:
+        for number in range(rounds):
+            report = Report(samples, profile.whole_rate, number)
+            assigned = method.assign(params, report, number, torch_generator(0, number, "assign"))
+            arrived = time.monotonic()
+            clock = TracedClock(profile, Caps(), arrived)
+            clock.steps = []
+            pacer = make_pacer(job, clock, 0.0, seconds, samples)
+            up = take_part(job, 0, number, encode(assigned), pacer)
+            now, profile = clock.now(), clock.profile
+            total, begun = method.empty(params), arrived - load.start
+            in_time = bool(up) and now <= seconds and not add_update(method, total, assigned, report, up)
+            if in_time:
+                params = method.finish(params, total)
+                seen.macs += pacer.macs
+            seen.left.append((begun, seconds - now, in_time))
+            seen.steps += [(begun + t, rate, share) for t, rate, share in clock.steps]
+            time.sleep(max(0.0, arrived + seconds - time.monotonic()))
+        seen.switched = load.switched
+    return seen
+
+
+def draw(found: list[Seen], seconds: float, path: Path) -> None:
+    """Draw rate, width and time left, a column a method."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    size = (5 * len(found), 7)
+    figure, axes = plt.subplots(3, len(found), sharex=True, sharey="row", squeeze=False, figsize=size)
+    for column, seen in enumerate(found):
+        rate, width, left = axes[:, column]
+        times = [t for t, _, _ in seen.steps]
+        rate.plot(times, [r / 1e9 for _, r, _ in seen.steps], lw=0.8)
+        width.plot(times, [share for _, _, share in seen.steps], ".", ms=2)
+        colours = ["tab:green" if ok else "tab:red" for _, _, ok in seen.left]
+        left.bar(
+            [t + seconds / 2 for t, _, _ in seen.left],
+            [s for _, s, _ in seen.left],
+            seconds * 0.6,
+            color=colours,
+        )
+        left.axhline(0, color="black", lw=0.8)
+        for axis in axes[:, column]:
+            for on, off in zip(seen.switched[::2], [*seen.switched[1::2], times[-1]], strict=False):
+                axis.axvspan(on, off, color="tab:orange", alpha=0.15, lw=0)
+        rate.set_title(seen.method)
+        left.set_xlabel("seconds")
+    for axis, label in zip(axes[:, 0], ("measured GMAC/s", "share of all MACs", "seconds left"), strict=True):
+        axis.set_ylabel(label)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def make_job(method: str, seconds: float, epochs: int) -> FederatedJob:
+    return federated_job(loads(TOML.format(method=method, seconds=seconds, epochs=epochs)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--methods", default="distreal,fedavg,federated-dropout")
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--seconds", type=float, default=12.0, help="length of a round")
+    parser.add_argument("--busy", type=int, default=1, help="competing processes")
+    parser.add_argument("--core", type=int, default=min(os.sched_getaffinity(0)))
+    parser.add_argument("--output", type=Path, default=Path("live"), help="folder of plot and numbers")
+    given = parser.parse_args()
+    os.sched_setaffinity(0, {given.core})
+    torch.set_num_threads(1)
+    probe = make_job("fedavg", given.seconds, 1)
+    step = calibrate(probe).seconds(calibrate(probe).whole_macs)
+    steps = len(probe.parts[0]) / probe.training.batch_size
+    epochs = max(1, round(FULL_SHARE * given.seconds / (step * steps)))
+    found = []
+    print("| method | updates in time | MACs in them | latest |\n|---|---|---|---|")
+    for name in given.methods.split(","):
+        job = make_job(name, given.seconds, epochs)
+        seen = play(job, calibrate(job), given.rounds, given.busy)
+        found.append(seen)
+        in_time = sum(ok for _, _, ok in seen.left)
+        latest = -min(left for _, left, _ in seen.left)
+        print(f"| {name} | {in_time} of {given.rounds} | {seen.macs:.3g} | {latest:+.2f} s |", flush=True)
+    given.output.mkdir(parents=True, exist_ok=True)
+    told: dict[str, Any] = {
+        "seconds": given.seconds,
+        "busy": given.busy,
+        "methods": [vars(seen) for seen in found],
+    }
+    (given.output / "live.json").write_text(json.dumps(told))
+    draw(found, given.seconds, given.output / "live.png")
+    print(f"\nplot: {given.output / 'live.png'}")
+
+
+if __name__ == "__main__":
+    main()

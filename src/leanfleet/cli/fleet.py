@@ -1,0 +1,149 @@
+"""`leanfleet fleet` takes an experiment to real devices; `leanfleet watch` shows them at work."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from leanfleet.cli.options import File, Json, RunFolder, Set
+from leanfleet.console import print_json, print_tables, simple_table
+from leanfleet.errors import RecordError, UserError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from leanfleet.experiment import Experiment
+
+_SHORTEST_ROUND_SECONDS = 10.0
+_COLUMNS = ("device", "state", "MAC/s", "width", "MACs", "bytes up", "bytes down")
+
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="DIR", help="Where to.", show_default="the experiment's name"),
+]
+
+Nodes = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Devices to make keys and commands for.", show_default="as many as a round selects"
+    ),
+]
+
+
+def fleet(
+    file: File,
+    overrides: Set = None,
+    output: Output = None,
+    nodes: Nodes = None,
+    host: Annotated[str, typer.Option(help="Name or address of the SuperLink.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Its port.")] = 8000,
+    as_json: Json = False,
+) -> None:
+    """Write a Flower app for an experiment, with keys to try it, and print the commands that start it."""
+    try:
+        import flwr
+    except ImportError as error:
+        raise UserError("real fleets need Flower: pip install 'leanfleet[flower]'") from error
+    from leanfleet.engines.flower import check
+    from leanfleet.engines.flower.writing import commands, write_app, write_keys
+    from leanfleet.experiment import load
+
+    experiment = load(file, overrides or ())
+    check(experiment)
+    nodes = _nodes(experiment, nodes)
+    folder = output or Path(experiment.experiment.name)
+    write_app(experiment, folder, Path("runs").resolve())
+    write_keys(folder, nodes, host, port)
+    lines = commands(folder, nodes, host, port)
+    if as_json:
+        print_json({"app": str(folder), "flwr": flwr.__version__, "commands": lines})
+        return
+    print(f"# app: {folder}; every line that starts a server or a node needs a terminal, or & at its end")
+    print("\n".join(lines))
+
+
+def _nodes(experiment: Experiment, asked: int | None) -> int:
+    """Return how many nodes to write for, checked against what the rounds need."""
+    from leanfleet.experiment import FederatedFleet
+
+    fleet = experiment.fleet
+    assert isinstance(fleet, FederatedFleet)
+    if fleet.round_seconds < _SHORTEST_ROUND_SECONDS:
+        raise UserError(
+            f"[fleet] round_seconds = {fleet.round_seconds:g}: are real seconds here, and a message alone takes about "
+            f"{_SHORTEST_ROUND_SECONDS:g}; try --set fleet.round_seconds=30.0"
+        )
+    nodes = asked or fleet.per_round
+    if nodes < fleet.per_round:
+        raise UserError(
+            f"--nodes {nodes}: a round needs {fleet.per_round}; give more, or --set fleet.per_round={nodes}"
+        )
+    return nodes
+
+
+def watch(
+    run: RunFolder,
+    once: Annotated[bool, typer.Option("--once", help="Show what is known now, and end.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show a real fleet at work: device, state, measured rate, width in use, MACs and bytes."""
+    from leanfleet.runs import Run
+
+    record = Run.open(run)
+    if once or as_json:
+        status = _status(run)
+        print_json(status) if as_json else print_tables([_table(status)])
+        return
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console()
+    with Live(console=console, refresh_per_second=2) as live:
+        while True:
+            finished = record.finished
+            live.update(_table(_status(run)))
+            if finished:
+                break
+            time.sleep(1.0)
+
+
+def _status(folder: Path) -> dict[str, Any]:
+    """Return what the server last wrote of its devices, and how far the run is."""
+    from leanfleet.runs import Run
+
+    path = folder / "fleet.json"
+    try:
+        status: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecordError(f"{folder}: no record of a real fleet (it has no fleet.json)") from error
+    except ValueError as error:
+        raise RecordError(f"{path}: damaged: {error}") from error
+    events = Run.open(folder).events()
+    last = events[-1] if events else {}
+    return {**status, "accuracy": last.get("accuracy"), "rounds_done": last.get("round", 0)}
+
+
+def _table(status: dict[str, Any]) -> Table:
+    accuracy = status["accuracy"]
+    told = "" if accuracy is None else f", accuracy {accuracy:.1%}"
+    title = f"round {status['round']}, {status['rounds_done']} done{told}"
+    rows = [
+        _cells(device, found) for device, found in sorted(status["devices"].items(), key=lambda d: int(d[0]))
+    ]
+    return simple_table(title, _COLUMNS, rows)
+
+
+def _cells(device: str, found: dict[str, Any]) -> tuple[str, ...]:
+    share, macs = found.get("share"), found.get("macs")
+    return (
+        device,
+        found["state"],
+        f"{found['rate_macs_per_s']:.3g}",
+        "-" if share is None else f"{share:.0%}",
+        "-" if macs is None else f"{macs:.3g}",
+        *(f"{found[key]:,}" if key in found else "-" for key in ("bytes_up", "bytes_down")),
+    )

@@ -1,0 +1,66 @@
+"""Real devices behind a Flower SuperLink: a ServerApp and a ClientApp around any federated method.
+
+Flower polls: a message takes seconds and perhaps a cold process, so nothing here needs more than one a round.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from leanfleet.errors import ExperimentError
+from leanfleet.experiment import Experiment, load
+
+if TYPE_CHECKING:
+    from flwr.clientapp import ClientApp
+    from flwr.serverapp import ServerApp
+
+LUT = "lut.json"
+"""The file of an app that holds a table of DISTREAL's, for Flower takes along only text."""
+
+
+def server_app(folder: Path) -> ServerApp:
+    """Return the ServerApp of the app in a folder, which holds `experiment.toml`."""
+    from leanfleet.engines.flower.server import app
+
+    return app(experiment_of(folder))
+
+
+def client_app(folder: Path) -> ClientApp:
+    """Return the ClientApp of the app in a folder, which holds `experiment.toml`."""
+    from leanfleet.engines.flower.client import app
+
+    return app(experiment_of(folder))
+
+
+def experiment_of(folder: Path) -> Experiment:
+    """Return the experiment of an app.
+
+    Raises:
+        ExperimentError: Its method cannot live behind a SuperLink.
+    """
+    overrides = []
+    if (folder / LUT).exists():
+        table = Path(tempfile.mkdtemp()) / "table.lut"
+        table.write_bytes(base64.b64decode(json.loads((folder / LUT).read_text())["base64"]))
+        overrides = [f"method.lut={json.dumps(str(table))}"]
+    experiment = load(folder / "experiment.toml", overrides)
+    check(experiment)
+    return experiment
+
+
+def check(experiment: Experiment) -> None:
+    """Check that a method can live behind a SuperLink.
+
+    Raises:
+        ExperimentError: It needs a message for every mini-batch.
+    """
+    method = experiment.method
+    if method.family != "federated":
+        raise ExperimentError(
+            f"[method] name = '{method.name}': needs messages within a round, and Flower polls every 3 seconds; "
+            "take a federated method, or run it with `leanfleet run`"
+        )

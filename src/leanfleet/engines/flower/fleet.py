@@ -1,0 +1,193 @@
+"""The server's view of a real fleet: who is there, who is busy with what, how long the way takes."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from flwr.app import Message as Letter
+from flwr.app import RecordDict
+from flwr.serverapp import Grid
+
+from leanfleet.engines.flower.messages import REGISTER, Registration, packed
+from leanfleet.errors import WireError
+
+log = logging.getLogger("leanfleet.fleet")
+
+_KEPT = 5
+
+
+@dataclass(eq=False)
+class Node:
+    """A registered device.
+
+    Attributes:
+        id: Its number at the SuperLink.
+        device: Its number in the run.
+        samples: Samples it holds, as registered: what bounds its claims.
+        rate_macs_per_s: Training MAC/s of the whole network, as it last measured.
+        ways: Seconds that its last answers took beyond the device's own: transport, queues and start-up.
+        misses: How often in a row it has not answered in time.
+        state: What it is doing.
+        last: What it last reported, for those who watch.
+    """
+
+    id: int
+    device: int
+    samples: int
+    rate_macs_per_s: float
+    ways: deque[float] = field(default_factory=lambda: deque(maxlen=_KEPT))
+    misses: int = 0
+    state: str = "idle"
+    last: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def allowance(self) -> float:
+        """The seconds of a round to leave for the way there and back: the longest lately."""
+        return max(self.ways, default=0.0)
+
+    def shown(self) -> dict[str, Any]:
+        """Return what those who watch are told."""
+        return {
+            "node": str(self.id),
+            "rate_macs_per_s": self.rate_macs_per_s,
+            "state": self.state,
+            **self.last,
+        }
+
+
+@dataclass(eq=False)
+class Sent:
+    """A message that is on its way, at work, or lost.
+
+    Attributes:
+        node: Number of the node at the SuperLink.
+        at: When it was sent, in monotonic seconds.
+        about: What the sender remembers with it; None for a registration.
+    """
+
+    node: int
+    at: float
+    about: Any = None
+
+
+Answer = tuple[Node, Sent, RecordDict]
+"""Who answered, to what, and how."""
+
+
+class Fleet:
+    """The nodes behind a Grid; devices register themselves when they are first seen.
+
+    Args:
+        grid: Flower's.
+        samples: Samples of every device whose share the experiment deals out.
+        most_samples: The most that a device with data of its own may claim.
+        patience_seconds: When a node that does not answer is tried again; doubles with every miss.
+    """
+
+    def __init__(
+        self, grid: Grid, samples: Mapping[int, int], most_samples: int, patience_seconds: float
+    ) -> None:
+        self._grid, self._samples, self._most = grid, samples, most_samples
+        self._patience = patience_seconds
+        self._sent: dict[str, Sent] = {}
+        self._online: set[int] = set()
+        self._greeted: dict[int, float] = {}
+        self.nodes: dict[int, Node] = {}
+
+    def free(self) -> dict[int, Node]:
+        """Return the online devices that have nothing to do, by their numbers."""
+        busy = {sent.node for sent in self._sent.values()}
+        found = [node for id, node in self.nodes.items() if id in self._online and id not in busy]
+        return {node.device: node for node in sorted(found, key=lambda node: node.device)}
+
+    def send(self, node: int, kind: str, content: RecordDict, round: int, about: Any = None) -> None:
+        """Send a message; its answer comes from `poll`."""
+        letter, now = Letter(content, node, kind, group_id=str(round)), time.monotonic()
+        for message_id in self._grid.push_messages([letter]):
+            if message_id:
+                self._sent[message_id] = Sent(node, now, about)
+
+    def greet(self) -> None:
+        """Ask nodes that are not registered to do so; one that fails is asked again after a while."""
+        self._online, now = set(self._grid.get_node_ids()), time.monotonic()
+        for node in sorted(self._online - self.nodes.keys()):
+            if now - self._greeted.get(node, -math.inf) > self._patience:
+                self._greeted[node] = now
+                self.send(node, REGISTER, packed({}), 0)
+
+    def poll(self) -> list[Answer]:
+        """Return what has been answered since, registrations dealt with, failures named in the log."""
+        answers = []
+        for letter in self._grid.pull_messages(list(self._sent)) if self._sent else ():
+            sent = self._sent.pop(letter.metadata.reply_to_message_id, None)
+            if sent is None:
+                continue
+            if letter.has_error():
+                self._failed(sent, letter.error.reason)
+            elif sent.about is None:
+                self._register(sent, letter.content)
+            elif node := self.nodes.get(sent.node):
+                node.misses, node.state = 0, "idle"
+                answers.append((node, sent, letter.content))
+        self._forget()
+        return answers
+
+    def note_way(self, node: Node, sent: Sent, seconds: float) -> None:
+        """Learn how long the way took from what a device says it took itself."""
+        elapsed = time.monotonic() - sent.at
+        node.ways.append(min(max(elapsed - seconds, 0.0), elapsed))
+
+    def _register(self, sent: Sent, content: RecordDict) -> None:
+        try:
+            told = Registration.read(content)
+            node = Node(sent.node, told.device, self._registered(told), told.rate_macs_per_s)
+        except WireError as error:
+            log.warning("node %d is not taken in: %s", sent.node, error)
+            # Known, but without samples: it is not asked again and never chosen.
+            self.nodes[sent.node] = Node(sent.node, -1, 0, 0.0, state="refused")
+            return
+        for id, other in list(self.nodes.items()):
+            if other.device == node.device:
+                del self.nodes[id]
+        self.note_way(node, sent, told.seconds)
+        self.nodes[sent.node] = node
+        log.info(
+            "device %d registered: node %d, %d samples, %.3g MAC/s, %.1f s on the way",
+            node.device, node.id, node.samples, node.rate_macs_per_s, node.allowance,
+        )  # fmt: skip
+
+    def _registered(self, told: Registration) -> int:
+        if told.device not in self._samples:
+            raise WireError(f"device {told.device} is none of the {len(self._samples)} of the experiment")
+        holder = next((n for n in self.nodes.values() if n.device == told.device), None)
+        if holder is not None and holder.id in self._online:
+            raise WireError(f"device {told.device} is node {holder.id} already")
+        if not told.own:
+            return self._samples[told.device]
+        if not 0 < told.samples <= self._most:
+            raise WireError(f"claims {told.samples} samples where most-samples is {self._most}")
+        return told.samples
+
+    def _failed(self, sent: Sent, reason: str | None) -> None:
+        node = self.nodes.get(sent.node)
+        name = f"node {sent.node}" if node is None else f"device {node.device}"
+        log.warning("%s failed: %s", name, reason)
+        if node is not None:
+            node.state = "failed"
+
+    def _forget(self) -> None:
+        """Give up waiting for nodes that have been silent for too long, so that they are tried again."""
+        now = time.monotonic()
+        for message_id, sent in list(self._sent.items()):
+            node = self.nodes.get(sent.node)
+            if now - sent.at <= self._patience * 2 ** (0 if node is None else node.misses):
+                continue
+            del self._sent[message_id]
+            if node is not None:
+                node.misses, node.state = node.misses + 1, "silent"

@@ -1,0 +1,124 @@
+"""Our messages inside Flower's: bytes of `leanfleet.wire` in one array, a few plain values beside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from leanfleet.errors import WireError
+
+REGISTER, TRAIN = "query.register", "train"
+
+_VALUES, _PAYLOAD = "leanfleet", "payload"
+
+
+def packed(values: Mapping[str, Any], payload: bytes = b"") -> RecordDict:
+    """Return values and payload as Flower carries them; an array travels in pieces, other records whole."""
+    records = RecordDict({_VALUES: ConfigRecord(dict(values))})
+    if payload:
+        records[_PAYLOAD] = ArrayRecord({_PAYLOAD: Array("uint8", (len(payload),), "leanfleet", payload)})
+    return records
+
+
+def payload_of(content: RecordDict) -> bytes:
+    """Return the payload of a message, empty if it has none.
+
+    Raises:
+        WireError: It is not one of ours.
+    """
+    arrays = content.array_records.get(_PAYLOAD)
+    if arrays is None:
+        return b""
+    if set(arrays) != {_PAYLOAD}:
+        raise WireError("not a message of ours: its payload is not one array")
+    return arrays[_PAYLOAD].data
+
+
+@dataclass(frozen=True)
+class Values:
+    """The plain values of one kind of message; a subclass says which."""
+
+    def packed(self, payload: bytes = b"") -> RecordDict:
+        """Return a message with these values."""
+        return packed(vars(self), payload)
+
+    @classmethod
+    def read(cls, content: RecordDict) -> Self:
+        """Return the values of a message.
+
+        Raises:
+            WireError: One is missing, too many, of another type, negative or not finite.
+        """
+        found = dict(content.config_records.get(_VALUES, {}))
+        fields = {name: field.type for name, field in cls.__dataclass_fields__.items()}
+        if found.keys() != fields.keys():
+            raise WireError(f"its values are {sorted(found)} instead of {sorted(fields)}")
+        for name, value in found.items():
+            if type(value).__name__ != fields[name]:
+                raise WireError(f"{name} is a {type(value).__name__}, not a {fields[name]}")
+            if isinstance(value, int | float) and not 0 <= value < math.inf:
+                raise WireError(f"claims a {name} of {value}")
+        return cls(**found)
+
+
+@dataclass(frozen=True)
+class Registration(Values):
+    """What a device says of itself before its first round.
+
+    Attributes:
+        device: Its number.
+        own: Whether it brings its own data instead of a share of the experiment's.
+        samples: Samples it processes in a round, over all local epochs.
+        rate_macs_per_s: Training MAC/s of the whole network, as measured.
+        seconds: From the message's arrival to the answer.
+    """
+
+    device: int
+    own: bool
+    samples: int
+    rate_macs_per_s: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Task(Values):
+    """What a device is asked to do in a round, beside the payload.
+
+    Attributes:
+        round: The round, from 0.
+        start: When it started on the virtual clock; 0 where real time counts.
+        seconds: Time from the message's arrival to the device's deadline.
+    """
+
+    round: int
+    start: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Result(Values):
+    """What a device did in a round, beside the payload.
+
+    Attributes:
+        macs: Training MACs it spent.
+        available_macs: Training MACs it could have spent.
+        late: Whether work was left undone.
+        finished_at: When it was done, on the clock of `Task`.
+        rate_macs_per_s: Training MAC/s of the whole network, as last measured.
+        share: The last step's MACs as a share of the whole network's.
+        seconds: From the message's arrival to the answer.
+        state: "done", or why it did not train.
+    """
+
+    macs: float
+    available_macs: float
+    late: bool
+    finished_at: float
+    rate_macs_per_s: float
+    share: float
+    seconds: float
+    state: str

@@ -1,0 +1,267 @@
+"""A Flower app without Flower's processes: the simulation's model, and what goes wrong costs only itself."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+
+from fake_grid import FakeGrid
+from leanfleet.engines import run
+from leanfleet.engines.flower import client
+from leanfleet.engines.flower.messages import payload_of
+from leanfleet.engines.flower.server import STATUS, Terms, serve
+from leanfleet.engines.job import FederatedJob, federated_job
+from leanfleet.engines.local import default_workers, saved_params
+from leanfleet.errors import ExperimentError, LeanfleetError
+from leanfleet.experiment import dumps
+from leanfleet.report import group, read, summarise
+from leanfleet.wire import Message as Wire
+from leanfleet.wire import decode, encode
+from tiny_experiment import experiment
+
+QUICK = {"poll_seconds": 0.01, "wait_seconds": 5.0}
+REAL = "fleet.round_seconds=60.0", "experiment.rounds=2", "fleet.devices=3", "fleet.per_round=3"
+# Short enough to wait for a device that is silent.
+SHORT = *REAL, "fleet.round_seconds=3.0"
+
+
+@pytest.fixture(autouse=True)
+def jobs_are_made_once(monkeypatch):
+    """A cold process makes its job anew; here that would take most of the time."""
+    made: dict[str, FederatedJob] = {}
+
+    def once(what, *args):
+        return made.setdefault(dumps(what), federated_job(what, *args))
+
+    monkeypatch.setattr(
+        client, "federated_job", lambda what, *args: made.get(dumps(what)) or once(what, *args)
+    )
+
+
+def fake(what, devices, config=None, kind=FakeGrid):
+    # One thread a device: as in the simulation, and two would wait for each other.
+    return kind(client.app(what), devices, config, **{"cpu-share": 1e-9 + 1 / default_workers()})
+
+
+def play(tmp_path, overrides=(), spoil=None, devices=10, grid=None, **terms):
+    what = experiment(*overrides)
+    config = {"clock": terms.get("clock", "real")}
+    grid = grid or fake(what, devices, config)
+    if spoil is not None:
+        grid.spoil = spoil
+    return serve(grid, what, Terms(runs=str(tmp_path), **QUICK, **terms))
+
+
+def changed(answer, change):
+    """An answer whose payload is another."""
+    content = RecordDict(dict(answer.content))
+    data = change(payload_of(content))
+    content["payload"] = ArrayRecord({"payload": Array("uint8", (len(data),), "leanfleet", data)})
+    answer.content = content
+    return answer
+
+
+def is_train(asked):
+    return asked.metadata.message_type == "train"
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["distreal", "fedavg", "federated-dropout", "heterofl", "fedprox", "fedrolex", "fjord", "ensemble"],
+)
+def test_with_the_virtual_clock_inside_it_is_the_simulation(tmp_path, method):
+    network = "digits-cnn" if method == "ensemble" else "digits-cnn-small"
+    overrides = (
+        f"method.name={method}", f"network.name={network}", "fleet.availability=uniform", "experiment.rounds=2",
+    )  # fmt: skip
+    simulated = run(experiment(*overrides), root=tmp_path / "here", workers=1)
+    real = play(tmp_path / "flower", overrides, clock="virtual")
+    one, two = saved_params(simulated), saved_params(real)
+    assert one.keys() == two.keys()
+    assert all(torch.allclose(one[name], two[name], atol=1e-6) for name in one)
+    same = ("macs_total", "bytes_up", "bytes_down", "stragglers", "seconds_virtual", "rounds", "devices")
+    assert {k: real.summary()[k] for k in same} == {k: simulated.summary()[k] for k in same}
+
+
+def test_real_time_trains_and_the_record_can_be_reported(tmp_path):
+    record = play(tmp_path, (*REAL, "experiment.rounds=4", "training.epochs=3"), devices=3)
+    summary = record.summary()
+    assert summary["rounds"] == 4
+    assert summary["accuracy"] > 0.3
+    assert summary["stragglers"] == 0
+    assert summary["bytes_up"] > 0
+    assert summarise(group(read([record.folder])))
+    status = json.loads((record.folder / STATUS).read_text())
+    assert set(status["devices"]) == {"0", "1", "2"}
+    assert all(d["state"] == "done" and d["rate_macs_per_s"] > 0 for d in status["devices"].values())
+
+
+def test_the_second_message_finds_what_the_first_has_measured(tmp_path):
+    what = experiment(*REAL)
+    grid = fake(what, 3)
+    play(tmp_path, REAL, grid=grid)
+    profiles = [dict(c.state.config_records["leanfleet-profile"]) for c in grid.contexts.values()]
+    assert all(profile["ratio"] != 1.0 for profile in profiles), "calibrated once, corrected ever since"
+
+
+def nan(data):
+    message = decode(data)
+    name = next(iter(message.tensors))
+    message.tensors[name].fill_(torch.nan)
+    return encode(message)
+
+
+def huge(data):
+    message = decode(data)
+    return encode(Wire({n: t * 1e12 for n, t in message.tensors.items()}, message.scalars))
+
+
+def liar(data):
+    message = decode(data)
+    return encode(Wire(message.tensors, {"weight": message.scalars["weight"] * 1e3}))
+
+
+def reshaped(data):
+    message = decode(data)
+    return encode(Wire({n: t.reshape(-1) for n, t in message.tensors.items()}, message.scalars))
+
+
+@pytest.mark.parametrize(
+    "garbage", [nan, huge, liar, reshaped, lambda data: b"x" * 100, lambda data: bytes(len(data) * 3)]
+)
+def test_garbage_costs_only_the_device_that_sends_it(tmp_path, garbage, caplog):
+    def spoil(node, asked, answer):
+        return changed(answer, garbage) if node == 101 and is_train(asked) else answer
+
+    record = play(tmp_path, REAL, spoil, devices=3)
+    events = record.events()
+    assert all(len(e["rejected"]) == 1 and e["rejected"][0].startswith("device 1: ") for e in events)
+    assert "device 1: left out" in caplog.text
+    assert all(torch.isfinite(t).all() for t in saved_params(record).values())
+    start = dict(federated_job(experiment(*REAL)).net.named_parameters())
+    assert any(not torch.equal(t, start[n]) for n, t in saved_params(record).items()), "the others go on"
+
+
+def test_claims_beside_the_payload_are_checked_too(tmp_path):
+    def spoil(node, asked, answer):
+        if node == 101 and is_train(asked):
+            values = dict(answer.content["leanfleet"])
+            answer.content = RecordDict(
+                {**answer.content, "leanfleet": ConfigRecord({**values, "macs": 1e30})}
+            )
+        return answer
+
+    record = play(tmp_path, REAL, spoil, devices=3)
+    assert all("claims 1e+30 MACs" in event["rejected"][0] for event in record.events())
+    assert record.summary()["macs_total"] < 1e20
+
+
+def test_a_silent_device_costs_the_round_nothing_and_is_named(tmp_path, caplog):
+    def spoil(node, asked, answer):
+        return None if node == 101 and is_train(asked) else answer
+
+    record = play(tmp_path, (*SHORT, "experiment.rounds=1"), spoil, devices=3)
+    (event,) = record.events()
+    assert (event["silent"], event["stragglers"], event["rejected"]) == ([1], 1, [])
+    assert "round 1: device 1 has not reported" in caplog.text
+
+
+def test_a_device_that_fails_does_not_keep_the_others_waiting(tmp_path, caplog):
+    def spoil(node, asked, answer):
+        return (
+            Message(Error(2, "out of memory"), reply_to=asked) if node == 101 and is_train(asked) else answer
+        )
+
+    record = play(tmp_path, (*REAL, "experiment.rounds=1"), spoil, devices=3)
+    assert record.events()[0]["silent"] == [1]
+    assert record.summary()["seconds_virtual"] < 60, "the round did not wait for its deadline"
+    assert "device 1 failed: out of memory" in caplog.text
+
+
+def delayed(store):
+    """Holds back device 1's first update until the next round has been sent."""
+
+    def spoil(node, asked, answer):
+        if node == 101 and is_train(asked) and not store:
+            store.append(answer)
+            return None
+        return answer
+
+    return spoil
+
+
+class LateGrid(FakeGrid):
+    """Delivers what was held back once anything of the second round has been pushed."""
+
+    def __init__(self, *args, **node_config):
+        super().__init__(*args, **node_config)
+        self.held: list[Message] = []
+        self.spoil = delayed(self.held)
+
+    def pull_messages(self, message_ids):
+        if self.held and any(m.metadata.group_id == "2" for m in self.pushed):
+            late = self.held[0]
+            if late.metadata.reply_to_message_id in message_ids:
+                self._answers[late.metadata.reply_to_message_id] = late
+        return super().pull_messages(message_ids)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_a_late_update_is_discarded_or_folded_in(tmp_path, weight):
+    overrides = (*SHORT, "method.name=fedavg")
+    grid = fake(experiment(*overrides), 3, kind=LateGrid)
+    late = play(tmp_path, overrides, grid=grid, stale_weight=weight, min_devices=2)
+    first, second = late.events()
+    assert first["silent"] == [1]
+    assert second["stale"] == ["device 1: 1 rounds late"]
+
+
+def test_a_restarted_server_goes_on_where_it_stopped(tmp_path):
+    what = experiment(*REAL, "experiment.rounds=4")
+    grid = fake(what, 3)
+
+    def die(node, asked, answer):
+        if asked.metadata.group_id == "3":
+            raise KeyboardInterrupt
+        return answer
+
+    with pytest.raises(KeyboardInterrupt):
+        play(tmp_path, (*REAL, "experiment.rounds=4"), die, grid=grid)
+    again = fake(what, 3)
+    record = serve(again, what, Terms(resume=str(tmp_path / "tiny"), **QUICK))
+    assert [event["round"] for event in record.events()] == [1, 2, 3, 4]
+    assert {m.metadata.group_id for m in again.pushed if is_train(m)} == {"3", "4"}
+
+
+def test_too_few_devices_end_the_run_in_one_line(tmp_path):
+    what = experiment(*REAL)
+    grid = fake(what, 1)
+    with pytest.raises(LeanfleetError, match=r"1 of 3 devices came; the record can be resumed"):
+        serve(grid, what, Terms(runs=str(tmp_path), poll_seconds=0.01, wait_seconds=0.1))
+
+
+def test_nobody_can_take_a_place_that_is_taken(tmp_path, caplog):
+    what = experiment(*REAL, "fleet.per_round=2")
+    grid = fake(what, 3)
+    grid.contexts[102].node_config["partition-id"] = 1
+    record = play(tmp_path, (*REAL, "fleet.per_round=2"), grid=grid)
+    assert "node 102 is not taken in: device 1 is node 101 already" in caplog.text
+    assert {m.metadata.dst_node_id for m in grid.pushed if is_train(m)} == {100, 101}
+    assert record.finished
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"clock": "sun"}, {"min-reports": "two"}, {"stale-weight": -1.0}, {"runs": 3}, {"clip-norm": True}],
+)
+def test_terms_that_make_no_sense_are_refused(config):
+    with pytest.raises(ExperimentError, match="run configuration: "):
+        Terms.of(config)
+
+
+def test_terms_are_read_and_other_keys_left_alone():
+    terms = Terms.of({"clock": "virtual", "min-reports": 2, "theirs": 1})
+    assert (terms.clock, terms.min_reports) == ("virtual", 2)

@@ -1,0 +1,83 @@
+"""`leanfleet fleet` and `leanfleet watch` through the real command line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from leanfleet.runs import Run
+from test_cli_graph import cli, refused  # noqa: F401
+from tiny_experiment import TOML as SHORT
+
+TOML = SHORT.replace("per_round = 4", "per_round = 2\nround_seconds = 30.0")
+
+
+@pytest.fixture
+def record(tmp_path):
+    with Run.create("r", "", tmp_path) as run:
+        run.event(round=1, accuracy=0.5)
+        idle = {"node": "9", "state": "idle", "rate_macs_per_s": 2e9}
+        done = {**idle, "state": "done", "macs": 3e9, "share": 0.25, "bytes_up": 1000, "bytes_down": 2000}
+        status = {"round": 2, "devices": {"10": idle, "2": done}}
+        (run.folder / "fleet.json").write_text(json.dumps(status))
+        return run
+
+
+def test_an_app_is_written_and_its_commands_printed(cli, tmp_path):  # noqa: F811
+    (tmp_path / "x.toml").write_text(TOML)
+    result = cli("fleet", "x.toml", "--nodes", "2", "-o", "app")
+    assert (result.code, result.err) == (0, "")
+    assert result.out.count("flower-supernode ") == 2
+    assert (tmp_path / "app" / "pyproject.toml").exists()
+    again = cli("fleet", "x.toml", "-o", "app")
+    refused(again, 2, "there is an app already")
+
+
+def test_commands_as_json(cli, tmp_path):  # noqa: F811
+    (tmp_path / "x.toml").write_text(TOML)
+    found = json.loads(cli("fleet", "x.toml", "--json").out)
+    assert found["app"] == "tiny"
+    assert found["commands"][-1].startswith("flwr run ")
+
+
+def test_a_method_that_cannot_live_there_is_one_line(cli, tmp_path):  # noqa: F811
+    (tmp_path / "x.toml").write_text(TOML)
+    refused(cli("fleet", "x.toml", "--set", "method.name=splitfed"), 2, "splitfed", "leanfleet run")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (("--set", "fleet.round_seconds=1.0"), "--set fleet.round_seconds=30.0"),
+        (("--nodes", "1"), "--set fleet.per_round=1"),
+    ],
+)
+def test_what_cannot_work_says_what_would(cli, tmp_path, change, told):  # noqa: F811
+    (tmp_path / "x.toml").write_text(TOML)
+    refused(cli("fleet", "x.toml", *change), 2, told)
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_a_fleet_is_shown_once(cli, record):  # noqa: F811
+    out = cli("watch", str(record.folder), "--once").out
+    assert "round 2, 1 done, accuracy 50.0%" in out
+    lines = [line.split() for line in out.splitlines()]
+    assert ["2", "done", "2e+09", "25%", "3e+09", "1,000", "2,000"] in lines
+    assert ["10", "idle", "2e+09", "-", "-", "-", "-"] in lines
+
+
+def test_watching_ends_with_the_run(cli, record):  # noqa: F811
+    with Run.open(record.folder) as run:
+        run.restore()
+        run.event(round=1, accuracy=0.5)
+        run.finish({})
+    result = cli("watch", str(record.folder))
+    assert result.code == 0
+    assert "accuracy 50.0%" in result.out
+
+
+def test_other_records_are_refused(cli, tmp_path):  # noqa: F811
+    refused(cli("watch", "none"), 2, "no such run record")
+    Run.create("plain", "", tmp_path).close()
+    refused(cli("watch", "plain"), 2, "no record of a real fleet")
