@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from leanfleet.runs import Run
 
 pytestmark = [
     pytest.mark.timeout(900),
-    pytest.mark.skipif(shutil.which("flower-superlink") is None, reason="needs Flower: leanfleet[flower]"),
+    pytest.mark.skipif(find_spec("flwr") is None, reason="needs Flower: leanfleet[flower]"),
 ]
 
 TOML = """
