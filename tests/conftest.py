@@ -1,3 +1,4 @@
+import os
 import signal
 
 import pytest
@@ -7,6 +8,9 @@ from hypothesis import settings
 # A busy machine is no failure: no example is timed.
 settings.register_profile("leanfleet", deadline=None)
 settings.load_profile("leanfleet")
+
+# What runs tests side by side sets it, and tables would follow.
+os.environ.pop("COLUMNS", None)
 
 # As in a worker: on few cores, threads that wait for each other cost more than they bring.
 torch.set_num_threads(1)

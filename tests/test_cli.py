@@ -48,8 +48,8 @@ SURFACE = {
     "resume": ["RUN", "--device", "--engine", "--json", "--workers"],
     "report": ["RUNS", "--json", "--output", "-o"],
     "evaluate": ["RUN", "--data", "--device", "--json", "--workers"],
-    "export": ["RUN", "--output", "-o"],
-    "nets": ["NAME", "--classes", "--json", "--keep", "--shape"],
+    "export": ["RUN", "--client", "--output", "-o"],
+    "nets": ["NAME", "--classes", "--cut", "--json", "--keep", "--shape"],
     "doctor": ["--json"],
     "search": [
         "NETWORK", "--budget", "--cost", "--data", "--json", "--keep", "--lr", "--out", "--protocol", "--resume",
@@ -199,7 +199,7 @@ def test_nets_and_doctor(cli: Cli) -> None:
     assert (found["macs"], found["params"], len(found["groups"])) == (4_015_616, 330_430, 2)
     assert "4,015,616" in cli("nets", "femnist-cnn", "--keep", "conv1").out
     assert json.loads(cli("doctor", "--json").out)["data"]["digits"] == "built in"
-    assert "LEANFLEET_DATA" in cli("doctor").out
+    assert "data sets" in cli("doctor").out
 
 
 def test_a_comparison_ends_with_a_table_and_curves(cli: Cli) -> None:

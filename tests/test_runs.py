@@ -367,3 +367,30 @@ def test_two_processes_never_get_the_same_folder(root: Path) -> None:
     ]
     names = [name for racer in racers for name in racer.communicate()[0].split()]
     assert len(set(names)) == len(names) == 40
+
+
+def test_several_records_go_back_to_the_round_they_have_in_common(root: Path) -> None:
+    run = started(root, 3)
+    with Run.open(run.folder) as again:
+        assert same(again.restore(at=2), 2)
+        assert [event["round"] for event in again.events()] == [1, 2]
+        play(again, 3)
+    assert same(Run.open(run.folder).latest(), 3)
+
+
+def test_round_0_is_the_start(root: Path) -> None:
+    run = started(root, 3)
+    with Run.open(run.folder) as again:
+        assert again.restore(at=0) is None
+        assert again.events() == []
+        play(again, 1)
+    assert same(Run.open(run.folder).latest(), 1)
+
+
+@pytest.mark.parametrize("at", [1, 4])
+def test_a_round_that_is_not_kept_is_said(root: Path, at: int) -> None:
+    run = started(root, 3)
+    before = contents(run.folder)
+    with pytest.raises(RecordError, match=f"has no checkpoint of round {at} any more"):
+        Run.open(run.folder).restore(at=at)
+    assert contents(run.folder) == before

@@ -22,3 +22,13 @@ def torch_generator(*parts: int | str) -> torch.Generator:
 def numpy_generator(*parts: int | str) -> np.random.Generator:
     """Return a counter-based (Philox) generator for the stream named by `parts`."""
     return np.random.Generator(np.random.Philox(key=key(*parts)))
+
+
+def seed_global(seed: int, device: torch.device) -> None:
+    """Seed torch's global stream of a device, from which networks with dropout of their own draw.
+
+    `torch.manual_seed` would keep a traceback of every call as long as no GPU is in use.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)

@@ -242,7 +242,7 @@ class Run:
     def restore(self, at: int | None = None) -> Checkpoint | None:
         """Lock the record, cut `events.jsonl` back to the last checkpoint, or to that of round `at`, and return it.
 
-        None is returned where there is no checkpoint yet: the run starts at 0.
+        None is returned where there is no checkpoint yet, and for round 0: the run starts there.
 
         Raises:
             RecordError: If another process is writing the record, or it is damaged; it stays as it is then.
@@ -254,7 +254,7 @@ class Run:
             entries = self._read_entries()
             if at is not None:
                 entries = tuple(entry for entry in entries if entry.round <= at)
-                if not entries or entries[0].round != at:
+                if at and (not entries or entries[0].round != at):
                     raise RecordError(f"{self.folder}: has no checkpoint of round {at} any more")
             found = self._load(entries) if entries else None
             self._cut_events(entries[0].events_bytes if entries else 0)

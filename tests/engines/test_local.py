@@ -15,10 +15,10 @@ import torch
 
 from leanfleet.data import DataSet, load
 from leanfleet.engines import resume, run
+from leanfleet.engines.center import shards
 from leanfleet.engines.devices import Devices
 from leanfleet.engines.inference import evaluate, export
 from leanfleet.engines.job import make_job
-from leanfleet.engines.center import shards
 from leanfleet.engines.local import saved_params
 from leanfleet.errors import DataError, LeanfleetError, RecordError, StorageError
 from leanfleet.federated import METHODS

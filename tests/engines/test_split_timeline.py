@@ -164,7 +164,9 @@ def test_a_method_that_does_nothing_alone_takes_no_time(tmp_path: Path) -> None:
 def test_a_client_that_vanishes_is_waited_for_only_without_a_limit(tmp_path: Path) -> None:
     made = job(tmp_path, "adasplit", trace=DYING)
     for play in (Timeline.alone, lambda t: (t.absent([0, 1], [1]), t.late({1: 10}), t.end([1], {}))):
-        with pytest.raises(ExperimentError, match=r"device 1 is never done: .* set \[fleet\] iteration_seconds"):
+        with pytest.raises(
+            ExperimentError, match=r"device 1 is never done: .* set \[fleet\] iteration_seconds"
+        ):
             play(Timeline(made, 29.9))
     limited = Timeline(job(tmp_path, "adasplit", "fleet.iteration_seconds=20.0", trace=DYING), 29.9)
     assert limited.absent([0, 1, 2], [1, 2]) == {1}

@@ -144,7 +144,7 @@ def test_a_number_counts_layers_of_a_plain_sequence_only() -> None:
 
     for net in (Branchy(), Odd(nn.Linear(4, 4), nn.Linear(4, 3))):
         with pytest.raises(
-            NetworkError, match="a number counts the layers of an nn.Sequential, and .* is none"
+            NetworkError, match=r"a number counts the layers of an nn.Sequential, and .* is none"
         ):
             cut(net, 1, torch.zeros(1, 4))
 
@@ -170,7 +170,7 @@ def test_what_both_halves_would_use_is_named() -> None:
     assert [place.node for place in places(net, torch.zeros(1, 4))] == ["_0_1", "_3"]
     norm = nn.BatchNorm1d(4, affine=False)
     net = nn.Sequential(nn.Linear(4, 4), norm, nn.ReLU(), norm, nn.Linear(4, 3))
-    with pytest.raises(NetworkError, match="both halves use '1.running_mean'"):
+    with pytest.raises(NetworkError, match=r"both halves use '1\.running_mean'"):
         cut(net, 3, torch.zeros(1, 4))
 
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_split import BATCH, batch, net
 from torch import Tensor
 
 from leanfleet.errors import WireError
 from leanfleet.split.cut import cut
 from leanfleet.split.payload import receive_activation, receive_gradient, send_activation, send_gradient
 from leanfleet.wire import Message, encode
-from small_split import BATCH, batch, net
 
 
 def activations(seed: int, zeros: float, shape: tuple[int, ...] = (3, 4, 4)) -> Tensor:
@@ -98,7 +98,11 @@ def test_what_is_not_as_expected_is_refused(classes: int) -> None:
     refused = {
         "instead of|more than|shape|bytes|values": [(data, (3, 4, 5), 5), (data, (2, 4, 4), 5)],
         "5 samples where there must be [46]": [(data, (3, 4, 4), 4), (data, (3, 4, 4), 6)],
-        "not a message|damaged|bytes": [(data[:-3], (3, 4, 4), 5), (b"", (3, 4, 4), 5), (b"x" * 90, (3, 4, 4), 5)],
+        "not a message|damaged|bytes": [
+            (data[:-3], (3, 4, 4), 5),
+            (b"", (3, 4, 4), 5),
+            (b"x" * 90, (3, 4, 4), 5),
+        ],
         "missing|not expected": [(encode(Message({"labels": labels})), (3, 4, 4), 5)],
     }
     for words, cases in refused.items():

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from small_split import BATCH, CLASSES, CLIENTS, batch, copied, method, net, same
 from torch import Tensor
 
 from leanfleet.errors import LeanfleetError, NetworkError, WireError
 from leanfleet.split import METHODS, Setting, cut
 from leanfleet.split.client import Client
 from leanfleet.split.masks import effective, opened, row
-from small_split import BATCH, CLASSES, CLIENTS, batch, copied, method, net, same
 
 SERVERS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("adasplit", {}),
@@ -249,7 +249,7 @@ def test_a_refused_step_leaves_the_server_bit_for_bit(name: str, options: dict[s
     poison[3, 2, 1, 1] = bad
     # The norm before masked weights makes something finite even of 1e30.
     usable = bad == 1e30 and name == "adasplit" and options.get("masks") != "none"
-    with nullcontext() if usable else pytest.raises(WireError, match="its loss is .* not finite"):
+    with nullcontext() if usable else pytest.raises(WireError, match=r"its loss is .* not finite"):
         server.step(0, poison, labels())
     assert usable or same(before, copied(server.tensors()))
     server.step(1, activation(2), labels())

@@ -9,7 +9,7 @@ import dataclasses
 import os
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 from leanfleet.cli import peers
 from leanfleet.cli.fleet import fleet, watch
 from leanfleet.cli.graph import graph
+from leanfleet.cli.nets import NetsCommand, nets
 from leanfleet.cli.options import (
     Device,
     Engine,
@@ -38,15 +39,12 @@ from leanfleet.console import Display, busy, print_json, print_tables, simple_ta
 from leanfleet.errors import LeanfleetError, UserError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from leanfleet.experiment import Experiment
 
 _DEBUG = "LEANFLEET_DEBUG"
 _ROOT = Path("runs")
 _DEMO_METHODS = ("distreal", "federated-dropout", "small", "fedavg")
 _DEMO_SEEDS = 2
-_WHOLE = ("name", "image", "classes", "MACs", "of convs", "parameters", "groups")
 
 
 class _Commands(TyperGroup):
@@ -65,6 +63,7 @@ class _Commands(TyperGroup):
 app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
+app.command(cls=NetsCommand)(nets)
 app.command()(search)
 app.command()(lut)
 app.command()(graph)
@@ -244,7 +243,7 @@ def evaluate(
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Evaluate a run's network: with the test batch's norm statistics (A), and recalibrated (B)."""
+    """Evaluate a run's network: with the test batch's norm statistics (A), and recalibrated (B); or every client's."""
     from leanfleet.engines import inference
     from leanfleet.engines.describe import check_device
 
@@ -254,11 +253,16 @@ def evaluate(
     if as_json:
         print_json(dataclasses.asdict(found))
         return
+    print(f"{run} after round {found.round}, on {found.samples:,} test images of {found.data}\n")
+    if found.accuracies is not None:
+        means = [("mean", f"{100 * found.accuracy:.2f}", f"{found.loss:.4f}")]
+        each = [(str(i), f"{100 * accuracy:.2f}", "") for i, accuracy in enumerate(found.accuracies)]
+        print_tables([simple_table(None, ("client", "accuracy [%]", "loss"), [*each, *means])])
+        return
     rows = [
         ("A", f"{100 * found.accuracy:.2f}", f"{found.loss:.4f}"),
-        ("B", f"{100 * found.accuracy_recalibrated:.2f}", f"{found.loss_recalibrated:.4f}"),
+        ("B", f"{100 * (found.accuracy_recalibrated or 0):.2f}", f"{found.loss_recalibrated or 0:.4f}"),
     ]
-    print(f"{run} after round {found.round}, on {found.samples:,} test images of {found.data}\n")
     print_tables([simple_table(None, ("evaluation", "accuracy [%]", "loss"), rows)])
 
 
@@ -268,55 +272,19 @@ def export(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="Name ending in .safetensors, .pt2 or .ts.")
     ],
+    client: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N", help="Whose network, of a split run; 'new': of a client never seen before."
+        ),
+    ] = None,
 ) -> None:
     """Write a run's network for inference, with recalibrated norm statistics."""
     from leanfleet.engines import inference
 
     with busy(f"exporting {run}"):
-        inference.export(run, output)
+        inference.export(run, output, client=client)
     print(output)
-
-
-@app.command()
-def nets(
-    name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="A network, or package.module:function.")
-    ] = None,
-    keep: Annotated[
-        list[str] | None,
-        typer.Option(metavar="LAYER", help="Never drop its channels; may be given several times."),
-    ] = None,
-    classes: Annotated[
-        int | None, typer.Option(min=1, help="Number of classes.", show_default="the usual")
-    ] = None,
-    shape: Annotated[
-        str | None, typer.Option(metavar="C,H,W", help="Shape of one image.", show_default="the usual")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """List the reference networks, or show the layers, channel groups and MACs of one network."""
-    from leanfleet.engines.describe import network, parse_shape
-    from leanfleet.nets import NETWORKS
-
-    if name is None:
-        with busy("tracing the reference networks"):
-            found = [network(known, classes=classes) for known in NETWORKS]
-        if as_json:
-            print_json(found)
-        else:
-            print_tables([_networks("reference networks", found)])
-        return
-    one = network(name, keep=keep, classes=classes, shape=parse_shape(shape) if shape else None)
-    if as_json:
-        print_json(one)
-        return
-    layers = [(layer["layer"], layer["kind"], f"{layer['macs']:,}") for layer in one["layers"]]
-    groups = [(g["name"], f"{g['channels']:,}", ", ".join(g["layers"])) for g in one["groups"]]
-    print_tables([
-        simple_table("layers", ("layer", "kind", "MACs"), layers),
-        simple_table("channel groups", ("group", "channels", "layers"), groups),
-        simple_table("the whole network", ("what", "value"), zip(_WHOLE, _network_cells(one), strict=True)),
-    ])  # fmt: skip
 
 
 @app.command()
@@ -402,17 +370,3 @@ def _show_runs(folders: Sequence[Path], as_json: bool, plots: Path | None = None
         places = [f"plot: {file}" for file in files] if plots else [f"record: {f}" for f in folders]
         print("\n".join([*notes, *places]))
     return tables
-
-
-def _networks(title: str, found: Iterable[dict[str, Any]]) -> Table:
-    return simple_table(title, _WHOLE, map(_network_cells, found))
-
-
-def _network_cells(found: dict[str, Any]) -> tuple[str, ...]:
-    return (
-        found["name"],
-        "x".join(map(str, found["shape"])),
-        str(found["classes"] or "-"),
-        *(f"{found[key]:,.0f}" for key in ("macs", "macs_conv", "params")),
-        str(len(found["groups"])),
-    )

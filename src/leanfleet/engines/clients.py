@@ -13,7 +13,7 @@ from leanfleet.data import Stream, eval_batches
 from leanfleet.engines.center import as_bytes, as_tensor, named
 from leanfleet.engines.job import SplitJob
 from leanfleet.errors import DataError, LeanfleetError, WireError
-from leanfleet.randomness import key
+from leanfleet.randomness import key, seed_global
 from leanfleet.split.client import Client
 from leanfleet.split.payload import Sent, receive_gradient, send_activation
 from leanfleet.wire import Message, Payload, Scalar, decode, encode
@@ -122,7 +122,7 @@ class Clients:
         x, y = self._batch(i, round, iteration)
         client.set_lr(method.lr_at(round))
         # Networks with dropout of their own draw from the global stream.
-        torch.default_generator.manual_seed(key(method.setting.seed, round, iteration, i, "torch"))
+        seed_global(key(method.setting.seed, round, iteration, i, "torch"), self.device)
         try:
             activation, loss = client.step(x, y, sends=sends)
         except LeanfleetError as error:

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from leanfleet.data import KNOWN, find
 from leanfleet.engines.local import default_workers
 from leanfleet.errors import NetworkError, UserError
 from leanfleet.nets import NETWORKS, build
+from leanfleet.split import cut, places
 from leanfleet.subnet import SubnetPlan
 
 _PACKAGES = (
@@ -47,16 +49,13 @@ def network(
         NetworkError: The network is unknown, cannot be made or cannot be traced.
     """
     reference = NETWORKS.get(name)
-    shape = shape or (reference.shape if reference else None)
-    if shape is None and ":" in name:
-        raise NetworkError(f"network '{name}': say what images it takes, for example --shape 3,32,32")
-    net = build(name, classes=classes, shape=shape)
+    net, size = _built(name, classes, shape)
     usual = reference.keep if reference else ()
-    plan = SubnetPlan.trace(net, torch.zeros(1, *(shape or ())), usual if keep is None else keep)
+    plan = SubnetPlan.trace(net, torch.zeros(1, *size), usual if keep is None else keep)
     layers = [{"layer": t.layer, "kind": t.kind, "macs": plan.term_macs(t)} for t in plan.terms]
     return {
         "name": name,
-        "shape": list(shape or ()),
+        "shape": list(size),
         "classes": classes or (reference.classes if reference else None),
         "params": sum(p.numel() for p in net.parameters()),
         "macs": plan.macs_of(plan.full),
@@ -65,6 +64,48 @@ def network(
         "groups": [{"name": g.name, "channels": g.channels, "layers": list(g.layers)} for g in plan.groups],
         "layers": layers,
     }
+
+
+def cut_places(
+    name: str, *, classes: int | None = None, shape: tuple[int, int, int] | None = None
+) -> list[dict[str, Any]]:
+    """Return where a network can be cut in two, ready for JSON; arguments and errors as for `network`.
+
+    Returns:
+        For each place `node`, `layer`, `layers` (how many of a sequential network it ends; None inside of one),
+        `shape` and `values` that cross for one sample, and forward MACs per sample and parameters of both halves:
+        `client_macs`, `server_macs`, `client_params`, `server_params`.
+    """
+    net, size = _built(name, classes, shape)
+    return [
+        {**place._asdict(), "shape": list(place.shape), "values": place.values}
+        for place in places(net, torch.zeros(1, *size))
+    ]
+
+
+def cut_at(
+    name: str, at: str, *, classes: int | None = None, shape: tuple[int, int, int] | None = None
+) -> dict[str, Any]:
+    """Return what the halves of a network cost, ready for JSON.
+
+    Args:
+        name: See `network`.
+        at: A number of layers, or the name of a layer or node.
+        classes: See `network`.
+        shape: See `network`.
+
+    Raises:
+        NetworkError: It cannot be cut there, or see `network`.
+    """
+    net, size = _built(name, classes, shape)
+    found = cut(net, int(at) if at.isdecimal() else at, torch.zeros(1, *size))
+    params = {
+        f"{half}_params": sum(p.numel() for p in module.parameters())
+        for half, module in (("client", found.client), ("server", found.server))
+    }
+    macs = {"client_macs": found.client_macs, "server_macs": found.server_macs}
+    crosses = {"shape": list(found.shape), "values": found.values, "rectified": found.rectified}
+    return {"name": name, "at": found.at, **crosses, **macs, **params}
 
 
 def machine() -> dict[str, Any]:
@@ -92,6 +133,17 @@ def machine() -> dict[str, Any]:
         "data_folder": os.environ.get("LEANFLEET_DATA") or None,
         "data": {name: found or None for name, found in {"digits": digits, **sets}.items()},
     }
+
+
+def _built(
+    name: str, classes: int | None, shape: tuple[int, int, int] | None
+) -> tuple[nn.Module, tuple[int, ...]]:
+    """Return a network and the shape of its images."""
+    reference = NETWORKS.get(name)
+    shape = shape or (reference.shape if reference else None)
+    if shape is None and ":" in name:
+        raise NetworkError(f"network '{name}': say what images it takes, for example --shape 3,32,32")
+    return build(name, classes=classes, shape=shape), shape or ()
 
 
 def _cpu() -> str:

@@ -18,7 +18,7 @@ from leanfleet.engines.job import FederatedJob
 from leanfleet.errors import LeanfleetError, WireError
 from leanfleet.federated import Method, Report
 from leanfleet.fleet import Clock, Pacer, VirtualClock
-from leanfleet.randomness import key, torch_generator
+from leanfleet.randomness import key, seed_global, torch_generator
 from leanfleet.wire import Message, decode, encode
 from leanfleet.workers import Tick
 
@@ -163,7 +163,7 @@ def take_part(
     """
     stream = (job.experiment.experiment.seed, round, device)
     # Networks with dropout of their own draw from the global stream.
-    torch.manual_seed(key(*stream, "torch"))
+    seed_global(key(*stream, "torch"), on)
     batches, rng = _batches(job, device, stream, on), torch_generator(*stream, "masks")
     update = job.method.train(_moved(decode(down), on), batches, pacer, rng)
     lost = pacer.late and not (job.method.partial and job.fleet.late == "partial")

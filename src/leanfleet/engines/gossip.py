@@ -1,120 +1,30 @@
-"""The gossip family's centre: no server, only the simulation's post office, its clock and its books."""
+"""The gossip family's centre: no server, only who steps when in the simulation, and its books."""
 
 from __future__ import annotations
 
 import json
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from leanfleet.engines.center import Show, named, shards
+from leanfleet.engines.center import named, shards
 from leanfleet.engines.job import GossipJob
-from leanfleet.engines.links import Links
-from leanfleet.errors import ExperimentError
-from leanfleet.fleet import VirtualClock
+from leanfleet.engines.nodes import by_node
+from leanfleet.engines.post import Letter, Post, sender_of
+from leanfleet.engines.rounds import Found, Gossip
+from leanfleet.errors import RecordError
+from leanfleet.gossip import Node
+from leanfleet.gossip.membership import leave
 from leanfleet.ledger import PHI, Ledger
 from leanfleet.wire import Message, Scalar, decode, encode
 from leanfleet.workers import Workers
 
 
-@dataclass
-class Found:
-    """What a round came to."""
-
-    losses: list[float] = field(default_factory=list)
-    rejected: list[str] = field(default_factory=list)
-    sent: int = 0
-    lost: int = 0
-
-
-class Gossip(ABC):
-    """What the simulation and real processes have in common: rounds of iterations, and an end with final rounds.
-
-    Args:
-        job: What is run.
-    """
-
-    def __init__(self, job: GossipJob) -> None:
-        self.job, self.method, self.fleet = job, job.method, job.fleet
-        self.links = Links(job.fleet, job.experiment.experiment.seed)
-        self.bytes_authors = 0
-        # What the final rounds came to, once they are over.
-        self._final: dict[str, Any] | None = None
-
-    @abstractmethod
-    def iterate(self, pool: Any, iteration: int, ledger: Ledger, found: Found) -> None:
-        """Let nodes train, if it is a step of training, and exchange."""
-
-    @abstractmethod
-    def judged(self, pool: Any) -> list[tuple[float, float]]:
-        """Return every node's hits and summed loss on all test samples."""
-
-    @abstractmethod
-    def end_training(self, pool: Any) -> None:
-        """Prepare all nodes for the final rounds."""
-
-    @abstractmethod
-    def refresh(self, pool: Any) -> None:
-        """Take the statistics of all nodes' norms anew."""
-
-    @abstractmethod
-    def told(self, pool: Any, ledger: Ledger, found: Found) -> dict[str, Any]:
-        """End a round: gather states, book what is left, return what its event tells."""
-
-    def play(self, pool: Any, round: int, ledger: Ledger, show: Show) -> dict[str, Any]:
-        """Let all nodes train and exchange for a round."""
-        found = Found()
-        for iteration in range(self.job.iterations):
-            self.iterate(pool, round * self.job.iterations + iteration, ledger, found)
-            show((iteration + 1) / self.job.iterations)
-        return self.told(pool, ledger, found)
-
-    def evaluate(self, pool: Any) -> dict[str, Any]:
-        """Return the mean over nodes of accuracy and loss on all test samples, and all nodes' accuracies."""
-        count, found = len(self.job.data.test), self.judged(pool)
-        accuracies = [hits / count for hits, _ in found]
-        return {
-            "accuracy": math.fsum(accuracies) / len(found),
-            "loss": math.fsum(loss for _, loss in found) / count / len(found),
-            "worst_accuracy": min(accuracies),
-            "accuracies": accuracies,
-        }
-
-    def finish(self, pool: Any, ledger: Ledger, show: Show) -> dict[str, Any]:
-        """Play the final rounds, if the method has any, and take the norms' statistics anew."""
-        if self._final is None:
-            self._final = self._finish(pool, ledger, show)
-        return self._final
-
-    def _finish(self, pool: Any, ledger: Ledger, show: Show) -> dict[str, Any]:
-        before, sparse = self.evaluate(pool)["accuracy"], ledger.bytes_up
-        rounds, found = self.method.final_rounds(), Found()
-        if rounds:
-            self.end_training(pool)
-            for number in range(rounds):
-                self.iterate(pool, self.method.setting.steps + number, ledger, found)
-                show((number + 1) / rounds)
-        self.refresh(pool)
-        return {
-            **self.told(pool, ledger, found),
-            **self.evaluate(pool),
-            "accuracy_before_final": before,
-            "final_rounds": rounds,
-            "bytes_up_before_final": sparse,
-            "eta": self.method.eta,
-        }
-
-
 class GossipCenter(Gossip):
     """All nodes of one run.
-
-    A node waits for what its in-neighbours send and for nothing else: each has a clock of its own, and virtual time is
-    that of the last of them. A lost message is waited for like any other.
 
     Args:
         job: What is run.
@@ -123,13 +33,14 @@ class GossipCenter(Gossip):
 
     def __init__(self, job: GossipJob, workers: int) -> None:
         super().__init__(job)
-        self.nodes = list(range(len(job.parts)))
-        self.homes = shards(dict.fromkeys(self.nodes, 1.0), workers)
-        self.times = [0.0] * len(self.nodes)
-        self.weights = [1.0] * len(self.nodes)
+        everyone = range(len(job.parts))
+        self.homes = shards(dict.fromkeys(everyone, 1.0), workers)
+        self._places = {i: place for place, home in enumerate(self.homes) for i in home}
+        self.post = Post(job, self.links)
+        # Those that have not left for good, and their push-sum weights.
+        self.nodes = list(everyone)
+        self.weights = dict.fromkeys(everyone, 1.0)
         self._states: dict[str, Tensor] = {}
-        # Messages that arrive an exchange later, by exchange and receiver.
-        self._late: dict[int, list[tuple[int, str, Tensor]]] = {}
 
     def judged(self, pool: Workers) -> list[tuple[float, float]]:
         """See `Gossip.judged`."""
@@ -146,73 +57,160 @@ class GossipCenter(Gossip):
         """See `Gossip.refresh`."""
         self._ask(pool, "refresh")
 
+    def overall(self) -> dict[str, int]:
+        """See `Gossip.overall`."""
+        return self.totals
+
     def tensors(self) -> dict[str, Tensor]:
         """Return all nodes as they were at the end of the round, and messages that are still on their way."""
-        late = {
-            f"late/{exchange}/{receiver}/{name}": t
-            for exchange, messages in self._late.items()
-            for receiver, name, t in messages
-        }
+        late = {f"late/{name}": t for name, t in self.post.tensors().items()}
         return {f"nodes/{name}": t for name, t in self._states.items()} | late
 
     def state(self) -> dict[str, Any]:
-        """Return every node's clock and weight, and the totals."""
+        """Return who is there, every node's clock and weight, and the totals."""
         return {
-            "times": self.times,
-            "weights": self.weights,
-            "bytes_authors": self.bytes_authors,
+            "nodes": list(self.nodes),
+            "weights": [self.weights[i] for i in self.nodes],
+            "post": self.post.state(),
+            "totals": dict(self.totals),
             "final": self._final,
         }
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any], pool: Workers) -> None:
-        """Go back to a checkpoint."""
-        self.times, self.weights = list(state["times"]), list(state["weights"])
-        self.bytes_authors, self._final = state["bytes_authors"], state["final"]
+        """Go back to a checkpoint.
+
+        Raises:
+            RecordError: It was made by real processes.
+        """
+        if "ranks" in state:
+            raise RecordError(
+                f"the run was made by {state['ranks']} processes; go on with: torchrun --nproc-per-node "
+                f"{state['ranks']} -m leanfleet resume RUN --engine peers"
+            )
+        self.nodes = list(state["nodes"])
+        self.weights = dict(zip(self.nodes, state["weights"], strict=True))
+        self.totals, self._final = dict(state["totals"]), state["final"]
+        self.post.restore(named(tensors, "late/"), state["post"])
         self._states = named(tensors, "nodes/")
-        for name, t in named(tensors, "late/").items():
-            exchange, receiver, message = name.split("/", 2)
-            self._late.setdefault(int(exchange), []).append((int(receiver), message, t))
-        own = [
-            {n: t for n, t in self._states.items() if int(n.partition("/")[0]) in home} for home in self.homes
-        ]
-        self._ask(pool, "restore", tensors=own)
+        self._give(pool, self._states)
 
     def iterate(self, pool: Workers, iteration: int, ledger: Ledger, found: Found) -> None:
         """See `Gossip.iterate`."""
-        trains = iteration < self.method.setting.steps
-        there = [i for i in self.nodes if not self.links.away(i, iteration)]
+        trains, exchange = iteration < self.method.setting.steps, self.method.exchange(iteration)
+        self._part(pool, exchange, ledger)
+        there = [i for i in self.nodes if not self.links.away(i, exchange)]
         answers = self._ask(pool, "step", {"iteration": iteration, "trains": trains}, among=there)
         if trains:
-            self._pass_compute(there, ledger)
+            self._book_training(there, ledger)
         for answer in answers:
             found.losses += json.loads(str(answer.scalars["losses"])).values()
-        if not self.method.exchanges(iteration):
-            return
-        messages = {name: t for answer in answers for name, t in answer.tensors.items()}
-        receivers: dict[str, list[int]] = {}
-        for answer in answers:
-            receivers |= json.loads(str(answer.scalars["receivers"]))
-        self._send(messages, receivers, ledger, final=not trains)
-        inbox = self._deliver(iteration, messages, receivers, ledger, found)
-        for answer in self._ask(pool, "absorb", **inbox, among=there):
-            found.rejected += json.loads(str(answer.scalars["rejected"]))
-            for i, weight in json.loads(str(answer.scalars["weights"])).items():
-                self.weights[int(i)] = weight
+        if self.method.exchanges(iteration):
+            messages = {name: t for answer in answers for name, t in answer.tensors.items()}
+            receivers: dict[str, list[int]] = {}
+            for answer in answers:
+                receivers |= json.loads(str(answer.scalars["receivers"]))
+            self._book_sending(messages, receivers, ledger, final=not trains)
+            letters, lost = self.post.deliver(exchange, messages, receivers)
+            found.sent += sum(map(len, receivers.values()))
+            found.lost += lost
+            ledger.bytes_down += sum(len(letter.message) for letter in letters)
+            self._absorb(pool, there, letters, found)
+        ledger.seconds_virtual = self.post.now
 
-    def _pass_compute(self, there: Iterable[int], ledger: Ledger) -> None:
+    def told(self, pool: Workers, ledger: Ledger, found: Found) -> dict[str, Any]:
+        """See `Gossip.told`."""
+        # First the old ones go: states of a whole fleet are what takes the memory.
+        self._states = {}
+        self._states = {name: t for answer in self._ask(pool, "states") for name, t in answer.tensors.items()}
+        weights = [self.weights[i] for i in self.nodes]
+        return {
+            "local_loss": math.fsum(found.losses) / len(found.losses) if found.losses else None,
+            "bytes_authors": self.totals["bytes_authors"],
+            "nodes": len(self.nodes),
+            "weights": [min(weights), max(weights)],
+            "disagreement": self._disagreement(),
+            "lost_share": found.lost / found.sent if found.sent else 0.0,
+            "rejected": found.rejected,
+        }
+
+    def mean_model(self) -> dict[str, Tensor]:
+        """See `Gossip.mean_model`."""
+        first = self.nodes[0]
+        others = [
+            n.removeprefix(f"{first}/others/") for n in self._states if n.startswith(f"{first}/others/")
+        ]
+        means = {name: _mean(self._states[f"{i}/others/{name}"] for i in self.nodes) for name in others}
+        return {**self.method.training.layout.views(self._mean_z()), **means}
+
+    def _mean_z(self) -> Tensor:
+        return _mean(self._states[f"{i}/x"] / self.weights[i] for i in self.nodes)
+
+    def _disagreement(self) -> float:
+        """Return the root mean square distance of nodes' models to their mean, as a share of that mean's length."""
+        mean = self._mean_z()
+        squares = [
+            float((self._states[f"{i}/x"] / self.weights[i] - mean).square().sum()) for i in self.nodes
+        ]
+        return math.sqrt(math.fsum(squares) / len(squares)) / float(mean.norm())
+
+    def _part(self, pool: Workers, exchange: int, ledger: Ledger) -> None:
+        """Let nodes leave for good whose time has come."""
+        for i, since in self.fleet.departures.items():
+            if i in self.nodes and exchange >= since:
+                self.nodes.remove(i)
+                if self.fleet.farewell != "crash":
+                    self._say_farewell(pool, i, exchange, ledger)
+                del self.weights[i]
+
+    def _say_farewell(self, pool: Workers, leaver: int, exchange: int, ledger: Ledger) -> None:
+        """Let a node leave in order: rarely done, so here, with all whom it concerns."""
+        assert self.fleet.farewell != "crash"
+        found = self.method.neighbours(leaver)
+        # Who is away takes part as well: it would otherwise come back to what is no link any more.
+        senders, receivers = ([i for i in some if i in self.nodes] for some in found)
+        receivers.sort(key=lambda i: (self.links.away(i, exchange), i))
+        concerned = self._fetch(pool, {leaver, *senders, *receivers})
+
+        def carry(sender: int, receiver: int, message: Message) -> Message:
+            data = encode(message)
+            ledger.bytes_up += len(data)
+            ledger.bytes_down += len(data)
+            return decode(data)
+
+        leave(
+            concerned[leaver],
+            [concerned[i] for i in senders],
+            [concerned[i] for i in receivers],
+            self.fleet.farewell,
+            carry,
+        )
+        del concerned[leaver]
+        self._give(pool, {f"{i}/{n}": t for i, node in concerned.items() for n, t in node.tensors().items()})
+        self.weights |= {i: node.weight for i, node in concerned.items()}
+
+    def _fetch(self, pool: Workers, nodes: Iterable[int]) -> dict[int, Node]:
+        """Return some nodes as they are with their workers."""
+        found: dict[int, Node] = {}
+        for answer in self._ask(pool, "states", among=nodes):
+            for i, state in by_node(answer.tensors).items():
+                found[i] = self.method.node(i)
+                found[i].restore(state)
+        return found
+
+    def _give(self, pool: Workers, states: Mapping[str, Tensor]) -> None:
+        """Set nodes back to their states."""
+        own: list[dict[str, Tensor]] = [{} for _ in self.homes]
+        for name, tensor in states.items():
+            own[self._places[sender_of(name)]][name] = tensor
+        self._ask(pool, "restore", tensors=own)
+
+    def _book_training(self, there: Iterable[int], ledger: Ledger) -> None:
         macs = PHI * self.job.macs[0] * self.job.training.batch_size
+        self.post.compute(there, macs)
         for i in there:
-            clock = VirtualClock(self.job.means(i), self.times[i])
-            clock.spend(macs)
-            if not math.isfinite(clock.now()):
-                raise ExperimentError(
-                    f"node {i} is never done: its trace ends at rate 0, and its neighbours wait for it; "
-                    "[fleet] absences lets a node be away"
-                )
-            self.times[i] = clock.now()
             ledger.record(i, macs=macs)
 
-    def _send(
+    def _book_sending(
         self,
         messages: Mapping[str, Tensor],
         receivers: Mapping[str, Sequence[int]],
@@ -220,78 +218,22 @@ class GossipCenter(Gossip):
         *,
         final: bool,
     ) -> None:
-        """Charge what is sent, and let every node wait for its in-neighbours."""
-        arrives = list(self.times)
-        for name, message in messages.items():
-            sender = int(name.partition("/")[0])
-            times = 1 if self.fleet.broadcast else len(receivers[name])
-            ledger.bytes_up += times * len(message)
-            self.bytes_authors += len(receivers[name]) * self.method.authors_bytes(final)
-            # What one node sends to several goes out one after the other, on one link.
-            arrival = (
-                self.times[sender]
-                + times * len(message) / self.fleet.uplink_bytes_per_s
-                + self.fleet.latency_seconds
-            )
-            for receiver in receivers[name]:
-                arrives[receiver] = max(arrives[receiver], arrival)
-        self.times = arrives
-        ledger.seconds_virtual = max(self.times)
+        sent = self.post.send(messages, receivers)
+        ledger.bytes_up += sum(sent)
+        self.totals["transmissions"] += len(sent)
+        self.totals["bytes_authors"] += sum(map(len, receivers.values())) * self.method.authors_bytes(final)
 
-    def _deliver(
-        self,
-        exchange: int,
-        messages: Mapping[str, Tensor],
-        receivers: Mapping[str, Sequence[int]],
-        ledger: Ledger,
-        found: Found,
-    ) -> dict[str, Any]:
-        """Return what arrives now, for each worker."""
-        inbox: list[tuple[int, str, Tensor]] = self._late.pop(exchange, [])
-        for name, to in receivers.items():
-            sender = int(name.partition("/")[0])
-            arrivals = self.links.arrivals(exchange, [(sender, receiver) for receiver in to])
-            found.sent += len(to)
-            found.lost += len(to) - len({a.receiver for a in arrivals})
-            for arrival in arrivals:
-                one = arrival.receiver, name, messages[name]
-                if arrival.exchange == exchange:
-                    inbox.append(one)
-                else:
-                    late = arrival.receiver, f"{name}/{exchange}", messages[name]
-                    self._late.setdefault(arrival.exchange, []).append(late)
-        ledger.bytes_down += sum(len(t) for _, _, t in inbox)
-        return self._sorted(inbox)
-
-    def _sorted(self, inbox: Sequence[tuple[int, str, Tensor]]) -> dict[str, Any]:
-        """Return messages by the workers of their receivers."""
-        tensors: list[dict[str, Tensor]] = []
+    def _absorb(self, pool: Workers, there: Sequence[int], letters: Iterable[Letter], found: Found) -> None:
+        tensors: list[dict[str, Tensor]] = [{} for _ in self.homes]
         arrivals: dict[int, list[str]] = {}
-        for receiver, name, _ in inbox:
-            arrivals.setdefault(receiver, []).append(name)
-        for home in self.homes:
-            own = set(home)
-            tensors.append({name: t for receiver, name, t in inbox if receiver in own})
-        return {"tensors": tensors, "scalars": {"arrivals": json.dumps(arrivals)}}
-
-    def told(self, pool: Workers, ledger: Ledger, found: Found) -> dict[str, Any]:
-        """See `Gossip.told`."""
-        self._states = {name: t for answer in self._ask(pool, "states") for name, t in answer.tensors.items()}
-        ledger.seconds_virtual = max(self.times)
-        return {
-            "local_loss": math.fsum(found.losses) / len(found.losses) if found.losses else None,
-            "bytes_authors": self.bytes_authors,
-            "weights": [min(self.weights), max(self.weights)],
-            "disagreement": self._disagreement(),
-            "lost_share": found.lost / found.sent if found.sent else 0.0,
-            "rejected": found.rejected,
-        }
-
-    def _disagreement(self) -> float:
-        """Return the root mean square distance of nodes' models to their mean, as a share of that mean's length."""
-        models = torch.stack([self._states[f"{i}/x"] / w for i, w in enumerate(self.weights)])
-        mean = models.mean(0)
-        return float((models - mean).norm() / len(models) ** 0.5 / mean.norm())
+        for letter in letters:
+            tensors[self._places[letter.receiver]][letter.name] = letter.message
+            arrivals.setdefault(letter.receiver, []).append(letter.name)
+        told: dict[str, Scalar] = {"arrivals": json.dumps(arrivals)}
+        for answer in self._ask(pool, "absorb", told, tensors=tensors, among=there):
+            found.rejected += json.loads(str(answer.scalars["rejected"]))
+            for i, weight in json.loads(str(answer.scalars["weights"])).items():
+                self.weights[int(i)] = weight
 
     def _ask(
         self,
@@ -300,8 +242,7 @@ class GossipCenter(Gossip):
         scalars: Mapping[str, Scalar] | None = None,
         *,
         tensors: Sequence[Mapping[str, Tensor]] | None = None,
-        among: Sequence[int] | None = None,
-        tick: Callable[[], None] = lambda: None,
+        among: Iterable[int] | None = None,
     ) -> list[Message]:
         """Ask every worker the same of its own nodes, or of those of them that are among some."""
         some = set(self.nodes if among is None else among)
@@ -313,4 +254,14 @@ class GossipCenter(Gossip):
                 **(scalars or {}),
             }
             requests.append(encode(Message(dict(tensors[place]) if tensors else {}, told)))
-        return [decode(answer) for answer in pool.ask(requests, tick)]
+        return [decode(answer) for answer in pool.ask(requests)]
+
+
+def _mean(tensors: Iterable[Tensor]) -> Tensor:
+    """Return the mean, summed up in float64 and in order; of whole numbers it is rounded down."""
+    total, count = None, 0
+    for tensor in tensors:
+        total = tensor.to(torch.float64, copy=True) if total is None else total.add_(tensor)
+        count, dtype = count + 1, tensor.dtype
+    assert total is not None
+    return total.div_(count).to(dtype)

@@ -16,14 +16,17 @@ from torch import Tensor, nn
 
 from leanfleet.data import DataSet
 from leanfleet.data import load as load_named
+from leanfleet.engines.center import named
 from leanfleet.engines.devices import recalibrated
 from leanfleet.engines.federated import evaluate_on
-from leanfleet.engines.job import FederatedJob, federated_job
-from leanfleet.engines.local import default_workers, saved_params
+from leanfleet.engines.job import FederatedJob, SplitJob, federated_job, make_job
+from leanfleet.engines.local import default_workers
+from leanfleet.engines.personal import Whole, network_of, parse_who, stats_of
+from leanfleet.engines.split import SplitCenter
 from leanfleet.engines.staff import Staff
 from leanfleet.errors import DataError, RecordError, UserError
 from leanfleet.experiment import load
-from leanfleet.runs import Run
+from leanfleet.runs import Checkpoint, Run
 from leanfleet.storage import save_tensors, write_bytes
 
 
@@ -35,19 +38,22 @@ class Evaluation:
         data: Name of the data set.
         samples: Test samples.
         round: The rounds it was trained.
-        accuracy: Evaluation A, a fraction: norms use each test batch's own statistics.
-        accuracy_recalibrated: Evaluation B: norms use the statistics of training images.
+        accuracy: Evaluation A, a fraction: norms use each test batch's own statistics. Split methods: the mean over
+            clients, each on test data like its own.
+        accuracy_recalibrated: Evaluation B: norms use the statistics of training images. None for split methods.
         loss: Mean cross entropy, evaluation A.
         loss_recalibrated: The same, evaluation B.
+        accuracies: Of every client, for split methods; else None.
     """
 
     data: str
     samples: int
     round: int
     accuracy: float
-    accuracy_recalibrated: float
+    accuracy_recalibrated: float | None
     loss: float
-    loss_recalibrated: float
+    loss_recalibrated: float | None
+    accuracies: tuple[float, ...] | None = None
 
 
 def evaluate(
@@ -74,28 +80,59 @@ def evaluate(
         RecordError: The record is missing, damaged or has no checkpoint yet.
         DataError: The data cannot be read or do not fit the network.
     """
-    job, params, rounds = _open(folder, data)
+    job, latest = _open(folder, data)
     if source is not None:
         job = dataclasses.replace(job, data=_tested_on(job.data, _load(source, job)))
+    count = workers or default_workers()
     with Staff(device) as staff:
-        pool = staff.for_job(job, workers or default_workers())
+        pool = staff.for_job(job, count)
+        if isinstance(job, SplitJob):
+            center = SplitCenter(job, count)
+            center.restore(latest.tensors, latest.state["center"], pool)
+            found = center.evaluate(pool)
+            own = tuple(found["accuracies"])
+            samples = len(job.data.test)
+            return Evaluation(
+                job.data.name, samples, latest.round, found["accuracy"], None, found["loss"], None, own
+            )
+        params = named(latest.tensors, "params/")
         (accuracy, loss), (accuracy_b, loss_b) = (
             evaluate_on(pool, params, recalibrate=recalibrate) for recalibrate in (False, True)
         )
-    return Evaluation(job.data.name, len(job.data.test), rounds, accuracy, accuracy_b, loss, loss_b)
+    return Evaluation(job.data.name, len(job.data.test), latest.round, accuracy, accuracy_b, loss, loss_b)
 
 
-def trained(folder: Path, data: DataSet | None = None) -> tuple[nn.Module, DataSet]:
+def trained(
+    folder: Path, data: DataSet | None = None, client: str | None = None
+) -> tuple[nn.Module, DataSet]:
     """Return a run's network as evaluation B has it, ready for inference, and the run's data.
+
+    Args:
+        folder: The run's record.
+        data: The run's own data, where it is not data that a file can name.
+        client: Whose network, for split methods: a number, or "new" for a client that has never been seen.
 
     Raises:
         RecordError: The record is missing, damaged or has no checkpoint yet.
+        UserError: `client` is missing, names nobody, or there is one network for all.
     """
-    job, params, _ = _open(folder, data)
-    return recalibrated(job, job.method.deployed(params), torch.device("cpu")), job.data
+    job, latest = _open(folder, data)
+    if isinstance(job, SplitJob):
+        if client is None:
+            last = len(job.parts) - 1
+            raise UserError(
+                f"{folder}: every client has a network: say whose, --client 0 to {last}, or 'new'"
+            )
+        who = parse_who(client, len(job.parts))
+        mean, std = stats_of(job, who)
+        return network_of(job, latest, who), dataclasses.replace(job.data, mean=mean, std=std)
+    if client is not None:
+        raise UserError(f"{folder}: its network is the same for all; leave out --client")
+    params = job.method.deployed(named(latest.tensors, "params/"))
+    return recalibrated(job, params, torch.device("cpu")), job.data
 
 
-def export(folder: Path, file: Path, data: DataSet | None = None) -> None:
+def export(folder: Path, file: Path, data: DataSet | None = None, client: str | None = None) -> None:
     """Write a run's network with recalibrated norm statistics (evaluation B), for any batch size.
 
     The file's name says how: `.safetensors` (parameters and statistics by name), `.pt2` (an ExportedProgram for
@@ -106,9 +143,10 @@ def export(folder: Path, file: Path, data: DataSet | None = None) -> None:
         folder: The run's record.
         file: The file to write.
         data: The run's own data, where it is not data that a file can name.
+        client: Whose network, see `trained`.
 
     Raises:
-        UserError: The file's name says nothing, or the network cannot be exported so.
+        UserError: The file's name says nothing, the network cannot be exported so, or see `trained`.
         RecordError: The record is missing, damaged or has no checkpoint yet.
         StorageError: The disk refuses.
     """
@@ -116,7 +154,7 @@ def export(folder: Path, file: Path, data: DataSet | None = None) -> None:
         raise UserError(f"{file}: what to write? The name should end in {', '.join(_FORMATS)}")
     if not file.parent.is_dir():
         raise UserError(f"{file}: there is no folder {file.parent}")
-    net, data = trained(folder, data)
+    net, data = trained(folder, data, client)
     # Two images: with one, exporters take the batch size for a constant.
     example = torch.zeros(2, *data.shape)
     about = {"shape": data.shape, "classes": data.classes, "mean": data.mean, "std": data.std}
@@ -128,7 +166,7 @@ def export(folder: Path, file: Path, data: DataSet | None = None) -> None:
 
 
 def _safetensors(file: Path, net: nn.Module, example: Tensor, about: Mapping[str, str]) -> None:
-    save_tensors(file, net.state_dict(), about)
+    save_tensors(file, net.named_state() if isinstance(net, Whole) else net.state_dict(), about)
 
 
 def _exported_program(file: Path, net: nn.Module, example: Tensor, about: Mapping[str, str]) -> None:
@@ -155,16 +193,21 @@ _FORMATS: Mapping[str, Callable[[Path, nn.Module, Tensor, Mapping[str, str]], No
 }
 
 
-def _open(folder: Path, data: DataSet | None) -> tuple[FederatedJob, dict[str, Tensor], int]:
-    """Return a run's job, its parameters, and the rounds they were trained."""
+def _open(folder: Path, data: DataSet | None) -> tuple[FederatedJob | SplitJob, Checkpoint]:
+    """Return a run's job and where it stands."""
     record = Run.open(folder)
     latest = record.latest()
     if latest is None:
         raise RecordError(f"{folder}: has no checkpoint yet: no round of it is done")
-    return federated_job(load(record.experiment_file), data), saved_params(record), latest.round
+    experiment = load(record.experiment_file)
+    if experiment.method.family == "split":
+        job = make_job(experiment, data)
+        assert isinstance(job, SplitJob)
+        return job, latest
+    return federated_job(experiment, data), latest
 
 
-def _load(source: str | DataSet, job: FederatedJob) -> DataSet:
+def _load(source: str | DataSet, job: FederatedJob | SplitJob) -> DataSet:
     if isinstance(source, DataSet):
         return source
     return load_named(source, folder=job.experiment.data.folder)

@@ -279,8 +279,10 @@ def _gossip(experiment: Experiment, data: DataSet, parts: Parts) -> GossipJob:
         sgd=sgd,
         seed=seed,
         loss_rate=fleet.loss_rate,
-        lossy=bool(fleet.loss_rate or fleet.late_rate or fleet.double_rate or fleet.cuts or fleet.absences),
-        recorded=fleet.graph.startswith("file"),
+        lossy=fleet.loses,
+        recorded=fleet.graph_file is not None,
+        departures=fleet.departures,
+        announced=fleet.farewell != "crash",
     )
     method = gossip.METHODS[experiment.method.name](setting, experiment.options)
     macs = float(forward_macs(net, torch.zeros(2, *data.shape)))

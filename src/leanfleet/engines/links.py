@@ -33,36 +33,37 @@ class Links:
 
     def __init__(self, fleet: GossipFleet, seed: int) -> None:
         self._fleet, self._seed = fleet, seed
-
-    @property
-    def perfect(self) -> bool:
-        """Whether every message arrives once and in time."""
-        f = self._fleet
-        return not (f.loss_rate or f.late_rate or f.double_rate or f.cuts or f.absences)
+        self._absences: dict[int, list[tuple[int, int]]] = {}
+        for node, first, last in fleet.absences:
+            self._absences.setdefault(node, []).append((first, last))
+        self._cuts: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        for sender, receiver, first, last in fleet.cuts:
+            self._cuts.setdefault((sender, receiver), []).append((first, last))
+        self._rates = fleet.loss_rate or fleet.late_rate or fleet.double_rate
 
     def away(self, node: int, exchange: int) -> bool:
-        """Return whether a node does nothing in an exchange."""
+        """Return whether a node does nothing in an exchange, because it is away for a time or has left for good."""
         return any(
-            who == node and first <= exchange and (last == -1 or exchange <= last)
-            for who, first, last in self._fleet.absences
+            first <= exchange and (last == -1 or exchange <= last)
+            for first, last in self._absences.get(node, ())
         )
 
     def arrivals(self, exchange: int, links: Iterable[tuple[int, int]]) -> list[Arrival]:
         """Return when messages over links, (sender, receiver), arrive; those that are lost are not among them."""
-        found = []
-        for sender, receiver in links:
-            if self.perfect:
-                found.append(Arrival(exchange, sender, receiver))
-                continue
-            at = self._at(exchange, sender, receiver)
+        return [
+            Arrival(at, sender, receiver)
+            for sender, receiver in links
+            for at in self._at(exchange, sender, receiver)
             # Who is away when a message comes does not get it.
-            found += [Arrival(k, sender, receiver) for k in at if not self.away(receiver, k)]
-        return found
+            if not self.away(receiver, at)
+        ]
 
     def _at(self, exchange: int, sender: int, receiver: int) -> list[int]:
         f = self._fleet
-        if any(a == sender and b == receiver and first <= exchange <= last for a, b, first, last in f.cuts):
+        if any(first <= exchange <= last for first, last in self._cuts.get((sender, receiver), ())):
             return []
+        if not self._rates:
+            return [exchange]
         draw, again = numpy_generator(self._seed, exchange, sender, receiver, "link").random(2)
         if draw < f.loss_rate:
             return []

@@ -14,7 +14,7 @@ from leanfleet.engines.center import Center, named
 from leanfleet.engines.federated import FederatedCenter
 from leanfleet.engines.gossip import GossipCenter
 from leanfleet.engines.job import AnyJob, FederatedJob, GossipJob, SplitJob, make_job
-from leanfleet.engines.loop import Loop, Progress, Watch
+from leanfleet.engines.loop import Loop, Progress, Watch, say_notes
 from leanfleet.engines.split import SplitCenter
 from leanfleet.engines.staff import Staff
 from leanfleet.experiment import Experiment, dumps, load, override
@@ -57,6 +57,7 @@ def run(
     job = make_job(experiment, data)
     with begin(job, root) as record:
         count = workers or default_workers()
+        say_notes(job)
         loop = Loop(record, job, _center(job, count), count, watch)
         with nullcontext(staff) if staff else Staff(device) as hands:
             loop.go(hands.for_job(job, count))
@@ -108,6 +109,7 @@ def resume(
         job = make_job(load(record.experiment_file), data)
         before = restored.state["workers"] if restored else None
         count = workers or before or default_workers()
+        say_notes(job)
         loop = Loop(record, job, _center(job, count), count, watch)
         with nullcontext(staff) if staff else Staff(device) as hands:
             loop.go(hands.for_job(job, count), restored)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from leanfleet.energy import Joules
 from leanfleet.engines.center import Center, named
-from leanfleet.engines.job import AnyJob
+from leanfleet.engines.job import AnyJob, GossipJob
 from leanfleet.ledger import Ledger
 from leanfleet.runs import Checkpoint, Run
 from leanfleet.workers import Workers
@@ -88,7 +90,7 @@ class Loop:
         self.center.restore(checkpoint.tensors, state["center"], pool)
 
     def _ended(self) -> str | None:
-        if self.round >= self.experiment.experiment.rounds:
+        if self.round - self.closed >= self.experiment.experiment.rounds:
             return "rounds"
         return self.experiment.budget.used_up(self.ledger)
 
@@ -119,11 +121,15 @@ class Loop:
         self._checkpoint()
 
     def _reckon_energy(self) -> None:
+        joules = self._joules()
+        self.ledger.energy_joules = joules and joules.total
+
+    def _joules(self) -> Joules | None:
         energy, ledger = self.experiment.energy, self.ledger
-        if energy is not None:
-            sent, received = ledger.bytes_up, ledger.bytes_down
-            joules = energy.joules(macs=ledger.macs_total, bytes_sent=sent, bytes_received=received)
-            ledger.energy_joules = joules.total
+        if energy is None:
+            return None
+        sent, received = ledger.bytes_up, ledger.bytes_down
+        return energy.joules(macs=ledger.macs_total, bytes_sent=sent, bytes_received=received)
 
     def _checkpoint(self) -> None:
         tensors = self.center.tensors() | {f"ledger/{name}": t for name, t in self.ledger.tensors().items()}
@@ -148,6 +154,7 @@ class Loop:
         self.watch(Progress(self.record.name, self.round, rounds, share, self.accuracy, seconds, late))
 
     def _summary(self) -> dict[str, Any]:
+        joules = self._joules()
         return {
             "method": self.experiment.method.name,
             "family": self.experiment.method.family,
@@ -160,4 +167,23 @@ class Loop:
             "devices": len(self.job.parts),
             "workers": self.workers,
             "data_note": self.job.data.note or None,
+            "energy": joules and joules._asdict(),
+            "notes": notes(self.job),
         }
+
+
+def notes(job: AnyJob) -> list[str]:
+    """Return what a user should hear of a run beside its numbers: a line each."""
+    found, energy = job.method.warnings() if isinstance(job, GossipJob) else [], job.experiment.energy
+    if energy is not None:
+        found.append(
+            f"energy is assumed, not measured: {energy.joules_per_mac:g} J a MAC, {energy.joules_per_byte_sent:g} J a "
+            f"byte sent, {energy.joules_per_byte_received:g} J a byte received"
+        )
+    return found
+
+
+def say_notes(job: AnyJob) -> None:
+    """Print the notes of a run that begins or goes on."""
+    for line in notes(job):
+        print(f"note: {line}", file=sys.stderr)

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,14 +25,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from leanfleet.engines.center import as_bytes, as_tensor, named
-from leanfleet.engines.gossip import Found, Gossip
 from leanfleet.engines.job import GossipJob, make_job
-from leanfleet.engines.loop import Loop, Watch
+from leanfleet.engines.loop import Loop, Watch, say_notes
 from leanfleet.engines.nodes import Nodes
+from leanfleet.engines.rounds import Found, Gossip
 from leanfleet.errors import ExperimentError, RecordError, WorkerError
 from leanfleet.experiment import Experiment, dumps, load
 from leanfleet.ledger import PHI, Ledger
-from leanfleet.runs import Run
+from leanfleet.runs import Checkpoint, Run
 
 _PATIENCE: Final = timedelta(minutes=30)
 _BOOKS: Final = ("macs", "bytes_up", "bytes_down", "sent", "lost", "weight", "loss", "steps")
@@ -67,22 +69,29 @@ def resume(folder: Path, *, watch: Watch = lambda progress: None) -> Run:
             if main.finished:
                 return main
             job = _job(load(main.experiment_file))
-        with Run.open(_own(folder)) as record:
+        with _opened(folder) as record:
             latest = record.latest()
-            rounds = _gather([-1.0 if latest is None else float(latest.round)])[:, 0]
-            common = int(rounds.min())
-            if common < 0 <= rounds.max():
-                raise RecordError(f"{folder}: a rank has no checkpoint yet; begin anew")
-            restored = record.restore(at=common if common >= 0 else None)
-            _play(record, job, watch, restored)
+            if latest is not None and "ranks" not in latest.state["center"]:
+                raise RecordError(f"{folder}: was made by one process; leave out --engine peers")
+            # Who was killed may be one round behind the others.
+            rounds = _gather([0.0 if latest is None else float(latest.round)])
+            _play(record, job, watch, record.restore(at=int(rounds.min())))
             return record
 
 
-def _play(record: Run, job: GossipJob, watch: Watch, restored: Any) -> None:
-    center = Peer(job, dist.get_rank())
-    for line in job.method.warnings() if dist.get_rank() == 0 else ():
-        print(f"warning: {line}")
-    Loop(record, job, center, dist.get_world_size(), watch).go(None, restored)
+def _play(record: Run, job: GossipJob, watch: Watch, restored: Checkpoint | None) -> None:
+    if dist.get_rank() == 0:
+        say_notes(job)
+    Loop(record, job, Peer(job, dist.get_rank()), dist.get_world_size(), watch).go(None, restored)
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[Run]:
+    """Open this rank's own record; one that did not come as far as that begins it now."""
+    own = _own(folder)
+    text = Run.open(folder).experiment_file.read_text(encoding="utf-8")
+    with Run.open(own) if own.exists() else Run.create(own.name, text, folder) as record:
+        yield record
 
 
 class Peer(Gossip):
@@ -146,12 +155,22 @@ class Peer(Gossip):
         steps, sent = float(books["steps"].sum()), float(books["sent"].sum())
         return {
             "local_loss": float(books["loss"].sum()) / steps if steps else None,
-            "bytes_authors": int(_gather([self.bytes_authors]).sum()),
+            "bytes_authors": self.overall()["bytes_authors"],
+            "nodes": dist.get_world_size(),
             "weights": [float(books["weight"].min()), float(books["weight"].max())],
             "disagreement": self._disagreement(),
             "lost_share": float(books["lost"].sum()) / sent if sent else 0.0,
             "rejected": found.rejected,
         }
+
+    def mean_model(self) -> dict[str, Tensor]:
+        """See `Gossip.mean_model`."""
+        return {name: _mean(t) for name, t in self._nodes.node(self.rank).model().items()}
+
+    def overall(self) -> dict[str, int]:
+        """See `Gossip.overall`."""
+        sums = _gather(self.totals.values()).sum(0)
+        return dict(zip(self.totals, map(int, sums), strict=True))
 
     def tensors(self) -> dict[str, Tensor]:
         """Return this rank's node."""
@@ -159,11 +178,11 @@ class Peer(Gossip):
 
     def state(self) -> dict[str, Any]:
         """Return this rank's totals, and how many ranks there are."""
-        return {"ranks": dist.get_world_size(), "bytes_authors": self.bytes_authors, "final": self._final}
+        return {"ranks": dist.get_world_size(), "totals": dict(self.totals), "final": self._final}
 
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any], pool: Any) -> None:
         """Go back to a checkpoint."""
-        self.bytes_authors, self._final = state["bytes_authors"], state["final"]
+        self.totals, self._final = dict(state["totals"]), state["final"]
         self._nodes.node(self.rank).restore(named(tensors, "node/"))
         self._clock = time.monotonic()
 
@@ -174,15 +193,16 @@ class Peer(Gossip):
             times = 1 if self.fleet.broadcast else len(receivers[name])
             self._books["bytes_up"] += times * len(message)
             self._books["sent"] += len(receivers[name])
-            self.bytes_authors += len(receivers[name]) * self.method.authors_bytes(final)
+            self.totals["transmissions"] += times
+            self.totals["bytes_authors"] += len(receivers[name]) * self.method.authors_bytes(final)
 
     def _exchange(self, iteration: int, outgoing: Mapping[int, Tensor]) -> dict[int, Tensor]:
         """Send to all out-neighbours and receive from all in-neighbours of an iteration."""
-        empty = torch.empty(0, dtype=torch.uint8)
+        empty, exchange = torch.empty(0, dtype=torch.uint8), self.method.exchange(iteration)
         frames: dict[int, Tensor] = {}
         for receiver in self.method.column(iteration, self.rank):
             if receiver != self.rank:
-                lost = not self.links.arrivals(iteration, [(self.rank, receiver)])
+                lost = not self.links.arrivals(exchange, [(self.rank, receiver)])
                 self._books["lost"] += lost and receiver in outgoing
                 # An empty frame, too, where there is nothing to send: the receiver waits for one.
                 frames[receiver] = empty if lost else outgoing.get(receiver, empty)
@@ -200,53 +220,56 @@ class Peer(Gossip):
             (j, dist.isend(t, j)) for j, t in out.items()
         ]
         for other, work in waiting:
-            try:
-                assert work is not None
+            assert work is not None
+            with _in_touch(f"node {other}"):
                 work.wait()
-            except RuntimeError as error:
-                raise WorkerError(
-                    f"node {self.rank}: node {other} is gone ({_line(error)}); the record can be resumed"
-                ) from error
 
     def _disagreement(self) -> float:
-        node = self._nodes.node(self.rank)
-        mean = node.z() / dist.get_world_size()
-        dist.all_reduce(mean)
-        distance = _gather([float((node.z() - mean).square().sum())]).mean()
+        z = self._nodes.node(self.rank).z()
+        mean = _mean(z)
+        distance = _gather([float((z - mean).square().sum())]).mean()
         return float(distance.sqrt() / mean.norm())
 
 
 @contextmanager
 def _fleet() -> Iterator[None]:
-    """Meet the other ranks, and part from them; an error of theirs that ends the meeting is told in one line."""
+    """Meet the other ranks, and part from them."""
     if "RANK" not in os.environ:
         raise ExperimentError(
             "--engine peers: start it with torchrun, for example: torchrun --nproc-per-node 4 -m leanfleet run X.toml "
             "--engine peers"
         )
     torch.set_num_threads(1)
+    # torchrun sends it to all ranks when one has died.
+    before = signal.signal(signal.SIGTERM, _end)
     try:
-        dist.init_process_group("gloo", timeout=_PATIENCE)
+        with _in_touch("another node"):
+            dist.init_process_group("gloo", timeout=_PATIENCE)
         yield
-    except RuntimeError as error:
-        raise WorkerError(f"the fleet fell apart: {_line(error)}; the record can be resumed") from error
     finally:
+        signal.signal(signal.SIGTERM, before)
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _end(number: int, frame: object) -> None:
+    # Once: what follows may take a moment, and has nothing more to say.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise WorkerError(f"node {os.environ['RANK']}: told to end, as when another node is gone")
 
 
 def _job(experiment: Experiment) -> GossipJob:
     job = make_job(experiment)
     if not isinstance(job, GossipJob):
         raise ExperimentError(f"--engine peers: {experiment.method.name} is no gossip method")
+    if job.fleet.absences or job.fleet.late_rate or job.fleet.double_rate:
+        raise ExperimentError(
+            "--engine peers: absences, late_rate and double_rate exist in the simulation only; leave them out"
+        )
     ranks, nodes = dist.get_world_size(), len(job.parts)
     if ranks != nodes:
         raise ExperimentError(
             f"--engine peers: {ranks} processes for [fleet] devices = {nodes}; make them equal"
-        )
-    if job.fleet.absences or job.fleet.late_rate or job.fleet.double_rate:
-        raise ExperimentError(
-            "--engine peers: absences, late_rate and double_rate exist in the simulation only; leave them out"
         )
     return job
 
@@ -274,9 +297,10 @@ def _tell(text: str | None) -> str:
     """Return rank 0's text on every rank."""
     data = as_tensor(text.encode()) if text is not None else torch.empty(0, dtype=torch.uint8)
     length = torch.tensor([len(data)])
-    dist.broadcast(length, 0)
-    data = data if text is not None else torch.empty(int(length), dtype=torch.uint8)
-    dist.broadcast(data, 0)
+    with _in_touch("another node"):
+        dist.broadcast(length, 0)
+        data = data if text is not None else torch.empty(int(length), dtype=torch.uint8)
+        dist.broadcast(data, 0)
     return as_bytes(data).decode()
 
 
@@ -284,9 +308,25 @@ def _gather(numbers: Any) -> Tensor:
     """Return the numbers of every rank, float64 [ranks, numbers]."""
     own = torch.tensor(list(numbers), dtype=torch.float64)
     found = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-    dist.all_gather(found, own)
+    with _in_touch("another node"):
+        dist.all_gather(found, own)
     return torch.stack(found)
 
 
-def _line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+def _mean(own: Tensor) -> Tensor:
+    """Return the mean over ranks of a tensor, summed up in float64; of whole numbers it is rounded down."""
+    total = own.to(torch.float64, copy=True)
+    with _in_touch("another node"):
+        dist.all_reduce(total)
+    return (total / dist.get_world_size()).to(own.dtype)
+
+
+@contextmanager
+def _in_touch(who: str) -> Iterator[None]:
+    """Say in one line that somebody is gone; torch says it in many ways, and at length."""
+    try:
+        yield
+    except RuntimeError as error:
+        # Its first sentence, without the line of torch's source.
+        why = re.sub(r"^\[[^]]*\]\s*", "", str(error).strip()).partition("\n")[0].partition(". ")[0]
+        raise WorkerError(f"node {os.environ['RANK']}: {who} is gone or cannot be reached ({why})") from error

@@ -244,7 +244,7 @@ class SplitCenter:
         nets = {int(i): as_bytes(t) for i, t in self._merged(self._ask(pool, "nets")).items()}
         clients = sorted(nets)
         weights = [float(len(self.job.parts[i])) for i in clients]
-        mean = encode(Message(average([decode(nets[i]).tensors for i in clients], weights)))
+        mean = encode(Message(average([_decoded(nets[i]).tensors for i in clients], weights)))
         self._ask(pool, "load", tensors=[{"mean": as_tensor(mean)}] * len(self.homes))
         ledger.bytes_up += sum(map(len, nets.values()))
         ledger.bytes_down += len(clients) * len(mean)
@@ -267,7 +267,7 @@ class SplitCenter:
             clients = json.dumps([i for i in home if wanted is None or i in wanted])
             told: dict[str, Scalar] = {"task": task, "clients": clients, **(scalars or {})}
             requests.append(encode(Message(dict(tensors[place]) if tensors else {}, told)))
-        return [decode(answer) for answer in pool.ask(requests, tick)]
+        return [_decoded(answer) for answer in pool.ask(requests, tick)]
 
     @staticmethod
     def _merged(answers: Iterable[Message]) -> dict[str, Tensor]:
@@ -311,6 +311,14 @@ class _Tally:
             "heard": [self.heard[i] for i in clients],
             "rejected": self.rejected,
         }
+
+
+def _decoded(data: bytes) -> Message:
+    """Return a message of a client's process: nothing is damaged on its way, but numbers may be without bounds."""
+    try:
+        return decode(data)
+    except WireError as error:
+        raise LeanfleetError(f"a client's {error}: training has diverged; lower [training] lr") from error
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_serializer, model_validator
+from pydantic import BeforeValidator, Field, field_serializer, field_validator, model_validator
 
+from leanfleet.errors import ExperimentError
 from leanfleet.experiment.base import Count, Positive, Section, Share, Text
 from leanfleet.experiment.methods import Family
+from leanfleet.fleet import parse_graph
 
 Whole = Annotated[int, Field(ge=0)]
 
@@ -121,6 +123,8 @@ class GossipFleet(FleetSection):
         cuts: `[sender, receiver, first, last]`: a link that loses every message of these exchanges.
         absences: `[node, first, last]`: a node that does nothing in these exchanges, and then comes back; a `last` of
             -1 is for good.
+        farewell: How a node leaves for good: it lets all know and hands over what it has to a neighbour, or takes it
+            away; or it is gone at once, and its neighbours notice when their leases run out.
     """
 
     devices: Annotated[Count | None, BeforeValidator(_number_or_writers)] = 8
@@ -135,12 +139,62 @@ class GossipFleet(FleetSection):
     double_rate: float = Field(0.0, ge=0, lt=1)
     cuts: tuple[tuple[Whole, Whole, Whole, Whole], ...] = ()
     absences: tuple[tuple[Whole, Whole, int], ...] = ()
+    farewell: Literal["handover", "withdraw", "crash"] = "handover"
+
+    @field_validator("graph")
+    @classmethod
+    def _graph_is_known(cls, spec: str) -> str:
+        try:
+            parse_graph(spec)
+        except ExperimentError as error:
+            raise ValueError(str(error)) from None
+        return spec
+
+    @field_validator("cuts")
+    @classmethod
+    def _cuts_fit(cls, cuts: Sequence[tuple[int, int, int, int]]) -> Sequence[tuple[int, int, int, int]]:
+        for cut in cuts:
+            if cut[2] > cut[3]:
+                raise ValueError(f"{list(cut)}: ends before it begins")
+        return cuts
+
+    @field_validator("absences")
+    @classmethod
+    def _absences_fit(cls, absences: Sequence[tuple[int, int, int]]) -> Sequence[tuple[int, int, int]]:
+        for node, first, last in absences:
+            if last != -1 and last < first:
+                raise ValueError(f"{[node, first, last]}: ends before it begins; -1 is for good")
+        leaving = [node for node, _, last in absences if last == -1]
+        if len(set(leaving)) < len(leaving):
+            raise ValueError("a node leaves for good only once")
+        return absences
 
     @model_validator(mode="after")
-    def _rates_fit(self) -> Self:
+    def _fits(self) -> Self:
         if self.loss_rate + self.late_rate > 1:
             raise ValueError("loss_rate and late_rate: more than all messages")
+        named = {i for cut in self.cuts for i in cut[:2]} | {absence[0] for absence in self.absences}
+        if self.devices is not None and named and max(named) >= self.devices:
+            raise ValueError(f"cuts and absences: no node {max(named)}; nodes are 0 to {self.devices - 1}")
         return self
+
+    @property
+    def graph_file(self) -> Path | None:
+        """The file of the graph, where it is one."""
+        return parse_graph(self.graph)[0].path
+
+    @property
+    def departures(self) -> dict[int, int]:
+        """Nodes that leave for good, and from which exchange on they are gone."""
+        return {node: first for node, first, last in self.absences if last == -1}
+
+    @property
+    def loses(self) -> bool:
+        """Whether links may lose, delay or double a message."""
+        crashes = self.farewell == "crash" and bool(self.departures)
+        comes_back = any(last != -1 for _, _, last in self.absences)
+        rates = self.loss_rate or self.late_rate or self.double_rate
+        return bool(rates or self.cuts or comes_back or crashes)
 
 
 class FederatedTraining(Section):

@@ -21,7 +21,7 @@ from pydantic_core import ErrorDetails
 from leanfleet.energy import Energy
 from leanfleet.errors import ExperimentError, did_you_mean
 from leanfleet.experiment.base import Section
-from leanfleet.experiment.families import FAMILIES
+from leanfleet.experiment.families import FAMILIES, GossipFleet
 from leanfleet.experiment.methods import METHODS
 from leanfleet.experiment.sections import (
     BudgetSection,
@@ -33,6 +33,7 @@ from leanfleet.experiment.sections import (
     NetworkSection,
 )
 from leanfleet.ledger import Budget
+from leanfleet.split import SplitOptions
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -52,8 +53,9 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Experiment:
     Args:
         path: A TOML file.
         overrides: `section.key=value`, each with a TOML value; bare words are strings. Naming another method drops
-            the options of the file's: they mean nothing to it. Of a method of another family, so does the file's
-            `[training]`, and of `[fleet]` what that family does not know.
+            the options of the file's: they mean nothing to it (but `cut` and `values`, from one split method to
+            another). Of a method of another family, so does the file's `[training]`, and of `[fleet]` what that
+            family does not know.
 
     Raises:
         ExperimentError: If the file or an override is wrong; one line says where and what.
@@ -154,8 +156,10 @@ class _Reader:
         for section, key, value, text in sorted(changes, key=lambda change: change[:2] != ("method", "name")):
             table = tables.setdefault(section, {})
             if (section, key) == ("method", "name") and value != table.get("name", MethodSection.name):
-                _change_family(tables, table.get("name", MethodSection.name), value)
-                table.clear()
+                before = table.get("name", MethodSection.name)
+                _change_family(tables, before, value)
+                kept = _common(before, value)
+                tables[section] = table = {k: v for k, v in table.items() if k in kept}
             table[key] = value
             self._overridden[section, key] = self._overridden[section, None] = f"--set {text}"
 
@@ -177,6 +181,9 @@ class _Reader:
         paths: dict[str, Any] = {key: self._path(name, key, p) for key, p in section if isinstance(p, Path)}
         if isinstance(section, DataSection) and section.source_path is not None:
             paths["source"] = str(self._path(name, "source", section.source_path))
+        if isinstance(section, GossipFleet) and section.graph_file is not None:
+            file = self._path(name, "graph", section.graph_file)
+            paths["graph"] = f"{section.graph.partition(':')[0]}:{file}"
         return section.model_copy(update=paths)
 
     def _path(self, section: str, key: str, path: Path) -> Path:
@@ -224,7 +231,17 @@ def _change_family(tables: Tables, before: Any, after: Any) -> None:
         return
     tables.pop("training", None)
     known = FAMILIES[families[1]]["fleet"].model_fields
-    tables["fleet"] = {key: value for key, value in tables.get("fleet", {}).items() if key in known}
+    fleet = {key: value for key, value in tables.get("fleet", {}).items() if key in known}
+    if "per_round" in known and isinstance(fleet.get("devices"), int):
+        # Only federated files say how many take part in a round; a small fleet has not as many as usual.
+        fleet.setdefault("per_round", min(known["per_round"].default, fleet["devices"]))
+    tables["fleet"] = fleet
+
+
+def _common(before: Any, after: Any) -> set[str]:
+    """Return the options that mean the same to both methods: where split methods cut, and how values travel."""
+    split = all(isinstance(n, str) and n in METHODS and METHODS[n].family == "split" for n in (before, after))
+    return set(SplitOptions.model_fields) if split else set()
 
 
 def _home(key: str) -> str:

@@ -5,13 +5,16 @@ x and w of a node always go together, so the others' ratios stay right whatever 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
 from leanfleet.gossip.node import Node
+from leanfleet.wire import Message
 
 Farewell = Literal["handover", "withdraw"]
+Carry = Callable[[int, int, Message], Message]
+"""(sender, receiver, message) -> the message as it arrives; none is lost."""
 
 
 @dataclass
@@ -53,8 +56,16 @@ def join(newcomer: Node, sponsor: Node, *, split: bool = False) -> float:
     return 0.0 if split else 1.0
 
 
+def _by_hand(sender: int, receiver: int, message: Message) -> Message:
+    return message
+
+
 def leave(
-    leaver: Node, senders: Iterable[Node], receivers: Iterable[Node], how: Farewell = "handover"
+    leaver: Node,
+    senders: Iterable[Node],
+    receivers: Iterable[Node],
+    how: Farewell = "handover",
+    carry: Carry = _by_hand,
 ) -> float:
     """Let a node leave for good and in order; return the change of the total weight.
 
@@ -65,21 +76,28 @@ def leave(
         senders: All that have sent to it.
         receivers: All that it has sent to; the first is its heir.
         how: Whether the heir gets its mass, or nobody.
+        carry: How messages travel.
     """
     senders, receivers = list(senders), list(receivers)
-    if leaver.sums is not None:
-        for sender in senders:
-            leaver.absorb([(sender.number, sender.flush(leaver.number))])
-        for receiver in receivers:
-            receiver.absorb([(leaver.number, leaver.flush(receiver.number))])
-        for other in (*senders, *receivers):
-            if other.sums is not None:
-                other.sums.forget(leaver.number)
+    _deliver([(sender, leaver) for sender in senders] + [(leaver, receiver) for receiver in receivers], carry)
+    for other in (*senders, *receivers):
+        if other.sums is not None:
+            other.sums.forget(leaver.number)
     if how == "withdraw":
         return -leaver.weight
-    receivers[0].x.add_(leaver.x)
-    receivers[0].weight += leaver.weight
+    heir = receivers[0]
+    will = carry(leaver.number, heir.number, Message({"x": leaver.x}, {"weight": leaver.weight}))
+    heir.x.add_(will.tensors["x"])
+    heir.weight += float(will.scalars["weight"])
     return 0.0
+
+
+def _deliver(links: Iterable[tuple[Node, Node]], carry: Carry) -> None:
+    """Deliver all that is outstanding, where links keep running sums and anything was ever sent."""
+    for sender, receiver in links:
+        if sender.sums is not None and receiver.number in sender.sums.out:
+            message = carry(sender.number, receiver.number, sender.flush(receiver.number))
+            receiver.absorb([(sender.number, message)])
 
 
 def crash(dead: Node, others: Iterable[Node]) -> float:

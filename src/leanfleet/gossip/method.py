@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import ClassVar, Generic, Literal, Self, TypeVar
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from leanfleet.fleet import Graph, check_connected
 from leanfleet.gossip.costs import authors_bytes
 from leanfleet.gossip.descent import Loss, Sgd, Training
 from leanfleet.gossip.node import Node
+from leanfleet.gossip.routes import neighbours, one_way_link, without
 from leanfleet.gossip.rules import Rule
 from leanfleet.gossip.sums import Repair, RunningSums
 from leanfleet.options import Options
@@ -55,7 +58,7 @@ class PushSumOptions(GossipOptions):
             messages. Without them lost messages take weight with them.
         repair: What messages repeat of what may not have arrived. "ack" needs links both ways.
         lease: After how many messages without any answer a sender takes back what it sent, and sends no more
-            until it hears again; None trusts for ever.
+            until it hears again; None trusts for ever. Needs links both ways, too: answers come with messages.
     """
 
     running_sums: bool | None = None
@@ -149,6 +152,9 @@ class Setting:
         loss_rate: Share of the messages that links lose.
         lossy: Whether links lose messages at all, be it for a time only.
         recorded: Whether the graph is a recording, whose times are taken as they are.
+        departures: Nodes that leave for good, and from which exchange on they are gone.
+        announced: Whether the others know of it, and give them nothing from then on; else they crash, and leases
+            must show it.
     """
 
     net: nn.Module
@@ -160,6 +166,8 @@ class Setting:
     loss_rate: float = 0.0
     lossy: bool = False
     recorded: bool = False
+    departures: Mapping[int, int] = field(default_factory=dict)
+    announced: bool = True
 
 
 O = TypeVar("O", bound=GossipOptions)  # noqa: E741
@@ -191,7 +199,7 @@ class GossipMethod(ABC, Generic[O]):
         """Check that the graph fits.
 
         Raises:
-            ExperimentError: It is not connected, or not of the kind that the method needs.
+            ExperimentError: It is not connected, also when nodes have left, or not of the kind that the method needs.
             NetworkError: The network's parameters are of several dtypes.
         """
         self.setting, self.options = setting, options
@@ -199,6 +207,13 @@ class GossipMethod(ABC, Generic[O]):
         self.training = Training(net, setting.loss, setting.sgd, setting.seed)
         self.check()
         check_connected(setting.graph)
+        # The graph of those that stay.
+        self.lasting = without(setting.graph, setting.departures)
+
+    def on(self, device: torch.device) -> Self:
+        """Return the same method, whose nodes live and compute on a device."""
+        net = copy.deepcopy(self.setting.net).to(device)
+        return type(self)(replace(self.setting, net=net), self.options)
 
     def check(self) -> None:
         """Check that the graph is of the kind the method needs.
@@ -210,6 +225,11 @@ class GossipMethod(ABC, Generic[O]):
             raise ExperimentError(
                 f"{self.name} on graph '{self.setting.graph.name}': nodes that receive more or less than they send "
                 "need push-sum weights; take a regular graph, such as undirected-ring, or sgp or sparse-push"
+            )
+        if self.setting.departures and not isinstance(self.options, PushSumOptions):
+            raise ExperimentError(
+                f"[fleet] absences: {self.name} cannot go on when a node has left for good; take sgp, sparse-push "
+                "or scsp"
             )
 
     @property
@@ -249,22 +269,41 @@ class GossipMethod(ABC, Generic[O]):
         """Return whether nodes exchange after an iteration."""
         return iteration >= self.setting.steps or (iteration + 1) % self.options.exchange_every == 0
 
+    def exchange(self, iteration: int) -> int:
+        """Return the number, from 0, of the exchange that an iteration ends with or leads to."""
+        steps, every = self.setting.steps, self.options.exchange_every
+        return iteration // every if iteration < steps else steps // every + iteration - steps
+
     def column(self, iteration: int, node: int) -> dict[int, float]:
         """Return the weights p_ij of sender j = `node` in an iteration: of its own share and of every receiver."""
         graph, step = self._phase(iteration)
-        return graph.column(step, node)
+        column, gone = graph.column(step, node), self._gone(iteration)
+        there = {j: p for j, p in column.items() if j not in gone}
+        total = math.fsum(there.values()) if len(there) < len(column) else 1.0
+        return {j: p / total for j, p in there.items()}
 
     def in_neighbours(self, iteration: int, node: int) -> tuple[int, ...]:
         """Return who sends to a node in an iteration."""
         graph, step = self._phase(iteration)
-        return graph.in_neighbours(step, node)
+        gone = self._gone(iteration)
+        return tuple(j for j in graph.in_neighbours(step, node) if j not in gone)
+
+    def neighbours(self, node: int) -> tuple[list[int], list[int]]:
+        """Return who sends to a node at any time, and to whom it sends."""
+        return neighbours(self.setting.graph, node)
+
+    def _gone(self, iteration: int) -> set[int]:
+        """Return who is known to have left for good."""
+        exchange = self.exchange(iteration)
+        known = self.setting.departures if self.setting.announced else {}
+        return {node for node, since in known.items() if exchange >= since}
 
     def _phase(self, iteration: int) -> tuple[Graph, int]:
-        steps, every = self.setting.steps, self.options.exchange_every
-        if iteration < steps:
-            return self.graph, iteration // every
-        begin = steps // every if self.setting.recorded else 0
-        return self.setting.graph, begin + iteration - steps
+        exchange = self.exchange(iteration)
+        if iteration < self.setting.steps:
+            return self.graph, exchange
+        # The final rounds' own sequence of graphs, unless time cannot be turned back.
+        return self.setting.graph, exchange if self.setting.recorded else iteration - self.setting.steps
 
     def final_rounds(self) -> int:
         """Return how many exchanges without training end the run, R."""
@@ -320,6 +359,26 @@ class Compressing(GossipMethod[C]):
                 "density nodes hardly agree, or diverge"
             )
         return found
+
+
+def check_links(method: GossipMethod[O], options: PushSumOptions) -> None:
+    """Check that what options expect to come back can come back, and that those who crash are missed.
+
+    Raises:
+        ExperimentError: It cannot, or they are not.
+    """
+    wanted = "lease" if options.lease is not None else 'repair = "ack"' if options.repair == "ack" else None
+    link = one_way_link(method.setting.graph) if wanted else None
+    if link is not None:
+        raise ExperimentError(
+            f"[method] {wanted}: on graph '{method.setting.graph.name}' node {link[0]} never hears of node {link[1]}, "
+            'to which it sends; take a graph with links both ways, such as undirected-ring, or repair = "repeat"'
+        )
+    if method.setting.departures and not method.setting.announced and options.lease is None:
+        raise ExperimentError(
+            '[fleet] farewell = "crash": nobody would notice; set [method] lease, after how many messages without an '
+            "answer a neighbour counts as gone"
+        )
 
 
 def running_sums(method: GossipMethod[O], options: PushSumOptions) -> RunningSums | None:

@@ -162,6 +162,14 @@ class Node:
         self._finish_local()
         self._guard.check(self.x, self.weight, self.steps)
 
+    def check(self, sender: int, message: Message) -> None:
+        """Check a message as `absorb` does.
+
+        Raises:
+            WireError: It is not what such a sender sends; names it.
+        """
+        self._read(sender, message)
+
     def merge(self, reset_weights: bool = False) -> None:
         """Begin the final phase: from now on everything is sent and mixed at once; do not `step` any more.
 

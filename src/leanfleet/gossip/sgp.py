@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from leanfleet.gossip.method import GossipMethod, PushSumOptions, running_sums
+from leanfleet.gossip.method import GossipMethod, PushSumOptions, check_links, running_sums
 from leanfleet.gossip.rules import Rule, Whole
 from leanfleet.gossip.sums import RunningSums
 
@@ -12,6 +12,11 @@ class SGP(GossipMethod[PushSumOptions]):
 
     name = "sgp"
     Options = PushSumOptions
+
+    def check(self) -> None:
+        """See `GossipMethod.check`."""
+        super().check()
+        check_links(self, self.options)
 
     def rule(self) -> Rule:
         """See `GossipMethod.rule`."""

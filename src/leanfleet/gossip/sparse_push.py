@@ -8,7 +8,13 @@ from pydantic import Field
 
 from leanfleet.errors import ExperimentError
 from leanfleet.fleet import final_rounds
-from leanfleet.gossip.method import Compressing, CompressionOptions, PushSumOptions, running_sums
+from leanfleet.gossip.method import (
+    Compressing,
+    CompressionOptions,
+    PushSumOptions,
+    check_links,
+    running_sums,
+)
 from leanfleet.gossip.node import Node
 from leanfleet.gossip.rules import ErrorMemory, Rule
 from leanfleet.gossip.sums import RunningSums
@@ -42,6 +48,7 @@ class _SparsePush(Compressing[O], Generic[O]):
     def check(self) -> None:
         """See `GossipMethod.check`."""
         super().check()
+        check_links(self, self.options)
         if self.running_sums() is not None and self.options.values != "exact":
             raise ExperimentError(
                 f'[method] values = "{self.options.values}": running sums are whole counters; leave values out, or '
@@ -83,7 +90,7 @@ class SCSP(_SparsePush[SCSPOptions]):
         """See `GossipMethod.final_rounds`."""
         if self.options.final_rounds is not None:
             return self.options.final_rounds
-        return final_rounds(self.setting.graph, self.options.tolerance, self.setting.loss_rate)
+        return final_rounds(self.lasting, self.options.tolerance, self.setting.loss_rate)
 
     def begin_final(self, node: Node) -> None:
         """See `GossipMethod.begin_final`."""

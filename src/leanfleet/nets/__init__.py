@@ -21,6 +21,7 @@ from leanfleet.nets.ensemble import VotingEnsemble, vote
 from leanfleet.nets.lenet import lenet
 from leanfleet.nets.macs import forward_macs
 from leanfleet.nets.resnet import resnet_20
+from leanfleet.nets.vgg import vgg_11
 from leanfleet.randomness import key
 
 __all__ = ["NETWORKS", "Reference", "VotingEnsemble", "build", "forward_macs", "vote"]
@@ -54,6 +55,7 @@ _DIGITS: Final = (1, 8, 8)
 _HIDDEN: Final = ("hidden",)
 # A response norm divides a channel by its neighbours, who would be others in a narrow network.
 _NORMED: Final = ("layer1", "layer2")
+_VGG_11: Final = (64, 0, 128, 0, 256, 256, 0, 512, 512, 0, 512, 512, 0)
 
 NETWORKS: Final[dict[str, Reference]] = {
     reference.name: reference
@@ -79,6 +81,8 @@ NETWORKS: Final[dict[str, Reference]] = {
         Reference("digits-cnn-small", partial(digits_cnn, (16, 32, 32), 64), _DIGITS, 10, _HIDDEN),
         Reference("lenet", partial(lenet, (20, 50, 800, 500)), _CIFAR, 10, _NORMED, small="lenet-small"),
         Reference("lenet-small", partial(lenet, (10, 25, 400, 250)), _CIFAR, 10, _NORMED),
+        Reference("vgg-11", partial(vgg_11, _VGG_11), _CIFAR, 10, small="vgg-11-small"),
+        Reference("vgg-11-small", partial(vgg_11, tuple(width // 2 for width in _VGG_11)), _CIFAR, 10),
     )
 }
 

@@ -24,6 +24,9 @@ class ResponseNorm(nn.LocalResponseNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, channels, ...] to the same shape."""
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            # Plain operations, which exporters understand.
+            return x * _power(_divisor(x, self.size, self.alpha, self.k), self.beta)
         result: Tensor = _Norm.apply(x, self.size, self.alpha, self.beta, self.k)  # type: ignore[no-untyped-call]
         return result
 
@@ -42,7 +45,7 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
-        d = _sums(x * x, size // 2, size).mul_(alpha / size).add_(k)
+        d = _divisor(x, size, alpha, k)
         scale = _power(d, beta)
         ctx.save_for_backward(x, d, scale)
         ctx.setting = size, alpha, beta
@@ -56,6 +59,10 @@ class _Norm(torch.autograd.Function):
         # Every channel hears from those whose sums it is in: the window the other way round.
         sums = _sums((gradient * x).mul_(scale).div_(d), (size - 1) // 2, size)
         return (gradient * scale).sub_(sums.mul_(x), alpha=2 * beta * alpha / size), None, None, None, None
+
+
+def _divisor(x: Tensor, size: int, alpha: float, k: float) -> Tensor:
+    return _sums(x * x, size // 2, size).mul_(alpha / size).add_(k)
 
 
 def _sums(x: Tensor, before: int, size: int) -> Tensor:
