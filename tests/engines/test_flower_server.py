@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 
+import datasets
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 
 from fake_grid import FakeGrid
+from leanfleet.data import load
 from leanfleet.engines import run
 from leanfleet.engines.flower import client
+from leanfleet.engines.flower.caps import Caps
+from leanfleet.engines.flower.measuring import MeasuredClock
 from leanfleet.engines.flower.messages import payload_of
-from leanfleet.engines.flower.server import STATUS, Terms, serve
+from leanfleet.engines.flower.server import LOG, STATUS, Terms, serve
 from leanfleet.engines.job import FederatedJob, federated_job
 from leanfleet.engines.local import default_workers, saved_params
 from leanfleet.errors import ExperimentError, LeanfleetError
@@ -33,12 +37,12 @@ def jobs_are_made_once(monkeypatch):
     """A cold process makes its job anew; here that would take most of the time."""
     made: dict[str, FederatedJob] = {}
 
-    def once(what, *args):
-        return made.setdefault(dumps(what), federated_job(what, *args))
+    def once(what, *own):
+        if own:
+            return federated_job(what, *own)
+        return made.get(dumps(what)) or made.setdefault(dumps(what), federated_job(what))
 
-    monkeypatch.setattr(
-        client, "federated_job", lambda what, *args: made.get(dumps(what)) or once(what, *args)
-    )
+    monkeypatch.setattr(client, "federated_job", once)
 
 
 def fake(what, devices, config=None, kind=FakeGrid):
@@ -210,13 +214,18 @@ class LateGrid(FakeGrid):
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.5])
-def test_a_late_update_is_discarded_or_folded_in(tmp_path, weight):
+def test_a_late_update_is_discarded_or_folded_in(tmp_path, weight, caplog):
     overrides = (*SHORT, "method.name=fedavg")
     grid = fake(experiment(*overrides), 3, kind=LateGrid)
     late = play(tmp_path, overrides, grid=grid, stale_weight=weight, min_devices=2)
     first, second = late.events()
     assert first["silent"] == [1]
-    assert second["stale"] == ["device 1: 1 rounds late"]
+    assert second["late"] == [1]
+    assert ("device 1: left out: its round is over" in caplog.text) == (weight == 0.0)
+    # What a device spent too late is spent all the same.
+    assert late.summary()["bytes_up"] > 5 * first["bytes_up"] / 2 * 0.99
+    lines = [json.loads(line) for line in (late.folder / LOG).read_text().splitlines()]
+    assert {"device": 1, "round": 1} in [{k: line.get(k) for k in ("device", "round")} for line in lines]
 
 
 def test_a_restarted_server_goes_on_where_it_stopped(tmp_path):
@@ -265,3 +274,64 @@ def test_terms_that_make_no_sense_are_refused(config):
 def test_terms_are_read_and_other_keys_left_alone():
     terms = Terms.of({"clock": "virtual", "min-reports": 2, "theirs": 1})
     assert (terms.clock, terms.min_reports) == ("virtual", 2)
+
+
+@pytest.fixture
+def own_data(tmp_path):
+    """A device's own Parquet file: 100 digits, with the names of all classes."""
+    digits = load("digits")
+    features = datasets.Features(
+        image=datasets.Image(), label=datasets.ClassLabel(names=list(digits.classes))
+    )
+    images = [image.permute(1, 2, 0).squeeze(-1).numpy() for image in digits.train.images[:100]]
+    rows = {"image": images, "label": digits.train.labels[:100].tolist()}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "own.parquet")
+    return tmp_path / "own.parquet"
+
+
+def test_a_device_may_bring_its_own_data(tmp_path, own_data, caplog):
+    what = experiment(*REAL)
+    grid = fake(what, 3)
+    grid.contexts[101].node_config["data"] = str(own_data)
+    record = play(tmp_path / "runs", REAL, grid=grid)
+    assert record.finished
+    # A fifth is kept for tests, as everywhere.
+    assert "device 1 registered: node 101, 80 samples" in caplog.text
+    assert all(event["rejected"] == [] for event in record.events())
+
+
+def test_more_samples_than_agreed_are_not_taken(tmp_path, own_data, caplog):
+    what = experiment(*REAL)
+    grid = fake(what, 3)
+    grid.contexts[101].node_config["data"] = str(own_data)
+    play(tmp_path / "runs", REAL, grid=grid, most_samples=50, min_devices=2)
+    assert "node 101 is not taken in: claims 80 samples where most-samples is 50" in caplog.text
+    assert {m.metadata.dst_node_id for m in grid.pushed if is_train(m)} == {100, 102}
+
+
+def test_a_device_that_may_not_train_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(Caps, "paused", lambda self: True)
+    monkeypatch.setattr(MeasuredClock, "wait", lambda self: self._sleep(0.2))
+    record = play(tmp_path, (*REAL, "fleet.round_seconds=1.0", "experiment.rounds=1"), devices=3)
+    (event,) = record.events()
+    assert event["stragglers"] == 3
+    states = json.loads((record.folder / STATUS).read_text())["devices"]
+    assert {device["state"] for device in states.values()} <= {"no time left", "training"}
+    assert event["macs_total"] == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"partition-id": "first"}, "say which device this is"),
+        ({"partition-id": 7}, "there are 3 devices"),
+        ({"cpu-share": 7}, "cpu-share = 7"),
+    ],
+)
+def test_a_node_that_is_set_up_wrongly_is_told_so(tmp_path, caplog, config, told):
+    what = experiment(*REAL)
+    grid = fake(what, 3)
+    grid.contexts[101].node_config.update(config)
+    play(tmp_path, (*REAL, "fleet.per_round=2", "experiment.rounds=1"), grid=grid)
+    assert "node 101 failed" in caplog.text
+    assert told in caplog.text

@@ -101,9 +101,9 @@ class Fleet:
         self.nodes: dict[int, Node] = {}
 
     def free(self) -> dict[int, Node]:
-        """Return the online devices that have nothing to do, by their numbers."""
+        """Return the online devices that have samples and nothing to do, by their numbers."""
         busy = {sent.node for sent in self._sent.values()}
-        found = [node for id, node in self.nodes.items() if id in self._online and id not in busy]
+        found = [n for id, n in self.nodes.items() if n.samples and id in self._online and id not in busy]
         return {node.device: node for node in sorted(found, key=lambda node: node.device)}
 
     def send(self, node: int, kind: str, content: RecordDict, round: int, about: Any = None) -> None:
@@ -138,28 +138,31 @@ class Fleet:
         self._forget()
         return answers
 
-    def note_way(self, node: Node, sent: Sent, seconds: float) -> None:
-        """Learn how long the way took from what a device says it took itself."""
+    def learn(self, node: Node, sent: Sent, seconds: float, rate_macs_per_s: float) -> None:
+        """Learn a device's rate, and how long the way took from the seconds that it says it took itself."""
         elapsed = time.monotonic() - sent.at
-        node.ways.append(min(max(elapsed - seconds, 0.0), elapsed))
+        node.ways.append(max(elapsed - seconds, 0.0))
+        node.rate_macs_per_s = rate_macs_per_s
 
     def _register(self, sent: Sent, content: RecordDict) -> None:
         try:
             told = Registration.read(content)
             node = Node(sent.node, told.device, self._registered(told), told.rate_macs_per_s)
         except WireError as error:
-            log.warning("node %d is not taken in: %s", sent.node, error)
+            about = {"node": str(sent.node), "refused": str(error)}
+            log.warning("node %d is not taken in: %s", sent.node, error, extra={"about": about})
             # Known, but without samples: it is not asked again and never chosen.
             self.nodes[sent.node] = Node(sent.node, -1, 0, 0.0, state="refused")
             return
         for id, other in list(self.nodes.items()):
             if other.device == node.device:
                 del self.nodes[id]
-        self.note_way(node, sent, told.seconds)
+        self.learn(node, sent, told.seconds, told.rate_macs_per_s)
         self.nodes[sent.node] = node
         log.info(
             "device %d registered: node %d, %d samples, %.3g MAC/s, %.1f s on the way",
             node.device, node.id, node.samples, node.rate_macs_per_s, node.allowance,
+            extra={"about": {"device": node.device, "node": str(node.id), "samples": node.samples}},
         )  # fmt: skip
 
     def _registered(self, told: Registration) -> int:
@@ -177,7 +180,9 @@ class Fleet:
     def _failed(self, sent: Sent, reason: str | None) -> None:
         node = self.nodes.get(sent.node)
         name = f"node {sent.node}" if node is None else f"device {node.device}"
-        log.warning("%s failed: %s", name, reason)
+        log.warning(
+            "%s failed: %s", name, reason, extra={"about": {"node": str(sent.node), "failed": reason}}
+        )
         if node is not None:
             node.state = "failed"
 

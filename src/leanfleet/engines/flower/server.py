@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,8 +40,8 @@ log = logging.getLogger("leanfleet.fleet")
 STATUS = "fleet.json"
 """The file of a record that says what every device is doing."""
 
-LOG = "fleet.log"
-"""The file of a record that says what happened to whom."""
+LOG = "fleet.jsonl"
+"""The file of a record that says what happened to whom, a JSON object a line."""
 
 _PATIENCE_ROUNDS = 3.0
 
@@ -97,7 +99,10 @@ def app(experiment: Experiment) -> ServerApp:
 
     @made.main()
     def main(grid: Grid, context: Context) -> None:
-        _log_to(logging.StreamHandler())
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        # Not the root logger: Flower sends that one's lines to the SuperLink, and logs that it does.
+        log.addHandler(handler)
         serve(grid, experiment, Terms.of(context.run_config))
 
     return made
@@ -111,19 +116,34 @@ def serve(grid: Grid, experiment: Experiment, terms: Terms) -> Run:
         return resumed
     restored = resumed.restore() if resumed else None
     job = federated_job(load_experiment(resumed.experiment_file) if resumed else experiment)
-    with resumed or begin(job, Path(terms.runs)) as record, Staff() as staff:
-        _log_to(logging.FileHandler(record.folder / LOG))
+    with resumed or begin(job, Path(terms.runs)) as record, Staff() as staff, _logged(record.folder / LOG):
         log.info("record: %s", record.folder.resolve())
         center = FlowerCenter(job, grid, terms, record.folder)
         Loop(record, job, center, 1, lambda progress: None).go(staff.for_job(job, 1), restored)
     return record
 
 
-def _log_to(handler: logging.Handler) -> None:
-    # Not the root logger: Flower sends that one's lines to the SuperLink, and logs that it does.
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+class _JsonLines(logging.Formatter):
+    """What is said, and whom it is about, for programs."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return one line."""
+        about = getattr(record, "about", {})
+        told = {"at": record.created, "level": record.levelname, "told": record.getMessage()}
+        return json.dumps({**told, **about})
+
+
+@contextmanager
+def _logged(path: Path) -> Iterator[None]:
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(_JsonLines())
     log.setLevel(logging.INFO)
     log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()
 
 
 class FlowerCenter(FederatedCenter):
@@ -145,19 +165,20 @@ class FlowerCenter(FederatedCenter):
         tardy = self._gather(round)
         began = time.monotonic()
         open_ = _Round(self, round)
-        for node, sent, content in tardy:
-            open_.take(node, sent, content)
+        open_.take_all(tardy)
         for place, (device, node) in enumerate(self._chosen(round).items()):
             open_.assign(node, device, place, started_virtually)
         while not open_.over(time.monotonic() - began):
             self._tell(round)
-            for node, sent, content in self.fleet.poll():
-                open_.take(node, sent, content)
+            open_.take_all(self.fleet.poll())
             if not open_.over(time.monotonic() - began):
                 time.sleep(self.terms.poll_seconds)
         self.params = self.job.method.finish(self.params, open_.total)
         outcomes = open_.outcomes()
         self._book(outcomes, round, ledger)
+        for late in open_.late:
+            # They have taken part in an earlier round; what they spent since is in no book yet.
+            ledger.record(late.device, macs=late.macs, bytes_up=late.bytes_up, times=0)
         if not self._virtual:
             ledger.seconds_virtual = started_virtually + time.monotonic() - began
         self._tell(round)
@@ -165,7 +186,7 @@ class FlowerCenter(FederatedCenter):
             "available_macs": sum(outcome.available_macs for outcome in outcomes),
             "rejected": [f"device {o.device}: {o.rejected}" for o in outcomes if o.rejected],
             "silent": open_.silent(),
-            "stale": open_.stale,
+            "late": [late.device for late in open_.late],
         }
 
     def _gather(self, round: int) -> list[Answer]:
@@ -189,17 +210,11 @@ class FlowerCenter(FederatedCenter):
 
     def _chosen(self, round: int) -> dict[int, Node]:
         """Choose among free devices as the simulation does; the same ones if all are free."""
-        free = {device: node for device, node in self.fleet.free().items() if node.samples}
+        free = self.fleet.free()
         devices, seed = list(free), self.job.experiment.experiment.seed
         count = min(self.job.fleet.per_round, len(devices))
         drawn = numpy_generator(seed, round, "devices").choice(len(devices), count, replace=False)
         return {devices[i]: free[devices[i]] for i in sorted(drawn.tolist())}
-
-    def _learn(self, node: Node, sent: Sent, content: RecordDict) -> Result:
-        result = Result.read(content)
-        self.fleet.note_way(node, sent, result.seconds)
-        node.rate_macs_per_s = result.rate_macs_per_s
-        return result
 
     def _tell(self, round: int) -> None:
         """Write what every device is doing, for those who watch."""
@@ -217,7 +232,7 @@ class _Round:
         self._center, self._round = center, round
         self._method, self._terms = center.job.method, center.terms
         self.total = self._method.empty(center.params)
-        self.stale: list[str] = []
+        self.late: list[Outcome] = []
         self._tasks: dict[int, tuple[Node, Assigned]] = {}
         self._outcomes: dict[int, Outcome] = {}
 
@@ -225,10 +240,8 @@ class _Round:
         """Send a device its task."""
         job, whole = self._center.job, self._center.job.fleet.round_seconds
         virtual = self._terms.clock == "virtual"
-        seconds = whole if virtual else whole - node.allowance
-        if seconds <= 0:
-            log.warning("device %d: the way takes %.1f s of %.1f s", device, node.allowance, whole)
-            return
+        # Never less than half: a device that was out of reach once would never get a chance to show better.
+        seconds = whole if virtual else whole - min(node.allowance, whole / 2)
         # Methods reckon with whole rounds, so a shorter one is a slower device to them.
         rate = job.means(device).rate(start) if virtual else node.rate_macs_per_s * seconds / whole
         report = Report(node.samples, rate, self._round * job.fleet.per_round + place)
@@ -255,19 +268,25 @@ class _Round:
             and reports >= self._terms.min_reports
         )
 
-    def take(self, node: Node, sent: Sent, content: RecordDict) -> None:
-        """Take an answer, in time or not; what is wrong with it costs nothing but its own work."""
+    def take_all(self, answers: Sequence[Answer]) -> None:
+        """Take answers, in time or not; what is wrong with one costs nothing but its own work."""
+        for node, sent, content in answers:
+            self._take(node, sent, content)
+
+    def _take(self, node: Node, sent: Sent, content: RecordDict) -> None:
         task: Assigned = sent.about
         late = task.round != self._round
         try:
-            result, up = self._center._learn(node, sent, content), payload_of(content)
+            result, up = Result.read(content), payload_of(content)
+            self._center.fleet.learn(node, sent, result.seconds, result.rate_macs_per_s)
             check_macs(self._method, task.report, result.macs)
         except WireError as error:
             result, up, rejected = Result(0.0, 0.0, True, 0.0, 0.0, 0.0, 0.0, "garbage"), b"", str(error)
         else:
             rejected = self._add(task, up, late) if up else ""
         if rejected:
-            log.warning("device %d: left out: %s", node.device, rejected)
+            about = {"device": node.device, "round": task.round + 1, "rejected": rejected}
+            log.warning("device %d: left out: %s", node.device, rejected, extra={"about": about})
         node.last = {
             "macs": result.macs,
             "share": result.share,
@@ -275,14 +294,14 @@ class _Round:
             "bytes_down": task.bytes_down,
         }
         node.state = "late" if late else "rejected" if rejected else result.state
-        if late:
-            rounds = self._round - task.round
-            self.stale.append(f"device {node.device}: {rounds} rounds late")
-            return
-        self._outcomes[node.device] = Outcome(
+        outcome = Outcome(
             node.device, result.macs, result.available_macs, task.bytes_down, len(up),
             result.late, result.finished_at, rejected,
         )  # fmt: skip
+        if late:
+            self.late.append(outcome)
+        else:
+            self._outcomes[node.device] = outcome
 
     def _add(self, task: Assigned, up: bytes, late: bool) -> str:
         if late and not self._terms.stale_weight:
@@ -307,5 +326,8 @@ class _Round:
             for device in self.silent()
         }
         for device in missing:
-            log.warning("round %d: device %d has not reported", self._round + 1, device)
+            about = {"device": device, "round": self._round + 1}
+            log.warning(
+                "round %d: device %d has not reported", self._round + 1, device, extra={"about": about}
+            )
         return [found for _, found in sorted({**self._outcomes, **missing}.items())]
