@@ -21,7 +21,7 @@ from leanfleet.subnet import SubnetPlan
 
 _PACKAGES = (
     *("torch", "numpy", "pydantic", "typer", "rich", "safetensors", "networkx", "tomli-w"),
-    *("datasets", "flwr-datasets", "scikit-learn", "pillow", "matplotlib"),
+    *("datasets", "flwr-datasets", "scikit-learn", "pillow", "matplotlib", "pymoo", "flwr", "psutil"),
 )
 
 
