@@ -1,7 +1,9 @@
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 from leanfleet.report import group, read, summarise
+from leanfleet.report.notes import notes
 
 Make = Callable[..., Path]
 
@@ -50,3 +52,12 @@ def test_other_data_are_no_silent_comparison(make: Make) -> None:
 def test_what_was_left_out_has_the_name_it_has_in_its_family(make: Make) -> None:
     found = noted(make("sl-basic", rounds=2, facts={"rejected": ["client 3: not finite"]}))
     assert "sl-basic-s0: activations left out: 2, the first in round 1 (client 3: not finite)" in found
+
+
+def test_gossip_says_what_its_accuracy_is_and_what_the_run_had_to_say(make: Make) -> None:
+    (one,) = group(read([make("sparse-push")]))
+    said = "sparse-push: eta is large"
+    record = dataclasses.replace(one.records[0], totals={**one.records[0].totals, "notes": [said]})
+    found = notes([dataclasses.replace(one, records=(record, record))])
+    assert any(note.startswith("sparse-push: accuracy is the mean over nodes") for note in found)
+    assert found.count(said) == 1

@@ -33,10 +33,15 @@ def rejections(groups: Sequence[Group]) -> list[str]:
 
 
 def _accuracy(groups: Sequence[Group]) -> list[str]:
-    split = [group.label for group in groups if group.family == "split"]
-    if not split:
-        return []
-    return [f"{', '.join(split)}: accuracy is the mean over clients, each on test data like its own"]
+    means = {
+        "split": "accuracy is the mean over clients, each on test data like its own",
+        "gossip": "accuracy is the mean over nodes' own models on all test data; bytes sent are received as well, "
+        "and count both times",
+    }
+    labels = {family: [g.label for g in groups if g.family == family] for family in means}
+    found = [f"{', '.join(labels[family])}: {what}" for family, what in means.items() if labels[family]]
+    said = [note for g in groups for r in g.records for note in r.totals.get("notes") or ()]
+    return found + list(dict.fromkeys(said))
 
 
 def _data(groups: Sequence[Group]) -> list[str]:
