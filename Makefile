@@ -22,7 +22,7 @@ demo: $(COMPLETE) ## train a small fleet on embedded data with four methods
 	$(BIN)/leanfleet demo
 
 test: check ## linters, types, import floors and the whole suite
-	$(BIN)/python -m pytest --numprocesses logical --dist loadfile
+	$(BIN)/python -m pytest --numprocesses logical --dist loadfile --no-loadscope-reorder
 
 check: $(COMPLETE) ## linters, types and import floors
 	$(BIN)/ruff check .

@@ -16,6 +16,14 @@ os.environ.pop("COLUMNS", None)
 torch.set_num_threads(1)
 
 
+# Whose processes mostly wait: begun last, they would keep everybody waiting.
+_LONG = ("test_superlink.py", "test_local.py", "test_studies.py", "test_peers.py", "test_search_study.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: _LONG.index(item.path.name) if item.path.name in _LONG else len(_LONG))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def interrupts_can_be_heard() -> None:
     """A shell starts what runs in the background with Ctrl-C ignored, and children would inherit that."""
