@@ -79,6 +79,15 @@ def test_an_interrupted_run_resumes_to_the_same_result(tmp_path, reference, at):
     assert_same(resume(tmp_path / "tiny"), reference)
 
 
+def test_a_record_of_another_version_is_refused_in_one_line(tmp_path):
+    record = run(experiment("experiment.rounds=1"), root=tmp_path, workers=1)
+    (record.folder / "summary.json").unlink()
+    state = record.folder / "state.json"
+    state.write_text(state.read_text().replace('"closed"', '"shut"'))
+    with pytest.raises(RecordError, match="its checkpoint has no 'closed': another version"):
+        resume(record.folder)
+
+
 def test_resuming_a_finished_run_changes_nothing(tmp_path):
     record = run(experiment("experiment.rounds=1"), root=tmp_path, workers=1)
     before = {path.name: path.read_bytes() for path in record.folder.iterdir()}

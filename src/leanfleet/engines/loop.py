@@ -11,6 +11,7 @@ from typing import Any
 from leanfleet.energy import Joules
 from leanfleet.engines.center import Center, named
 from leanfleet.engines.job import AnyJob, GossipJob
+from leanfleet.errors import RecordError
 from leanfleet.ledger import Ledger
 from leanfleet.runs import Checkpoint, Run
 from leanfleet.workers import Workers
@@ -85,9 +86,14 @@ class Loop:
     def _restore(self, checkpoint: Checkpoint, pool: Workers | None) -> None:
         state = checkpoint.state
         self.round = checkpoint.round
-        self.ledger = Ledger.from_state(state["ledger"], named(checkpoint.tensors, "ledger/"))
-        self.accuracy, self.best, self.closed = state["accuracy"], state["best_accuracy"], state["closed"]
-        self.center.restore(checkpoint.tensors, state["center"], pool)
+        try:
+            self.ledger = Ledger.from_state(state["ledger"], named(checkpoint.tensors, "ledger/"))
+            self.accuracy, self.best, self.closed = state["accuracy"], state["best_accuracy"], state["closed"]
+            self.center.restore(checkpoint.tensors, state["center"], pool)
+        except KeyError as error:
+            raise RecordError(
+                f"{self.record.folder}: its checkpoint has no {error}: another version of leanfleet made it; begin anew"
+            ) from error
 
     def _ended(self) -> str | None:
         if self.round - self.closed >= self.experiment.experiment.rounds:
