@@ -28,6 +28,7 @@ check: $(COMPLETE) ## linters, types and import floors
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@for scripts in benchmarks benchmarks/search benchmarks/studies; do $(BIN)/mypy $$scripts/*.py || exit 1; done
 	$(BIN)/lint-imports
 
 format: $(COMPLETE) ## put the source files into shape

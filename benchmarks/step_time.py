@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from leanfleet.federated import Optimiser
-from leanfleet.federated.step import Local
+from leanfleet.federated.step import Local, Step
 from leanfleet.fleet import Constant, Pacer, VirtualClock
 from leanfleet.nets import NETWORKS, build
 from leanfleet.subnet import SubnetPlan
@@ -39,27 +39,28 @@ def main() -> None:
     x = torch.randn(given.batch_size, *reference.shape).contiguous(memory_format=torch.channels_last)
     y = torch.randint(reference.classes, (given.batch_size,))
     optimiser = Optimiser(0.01, momentum=0.9, weight_decay=1e-3)
-    local = Local(plan, {n: p.detach() for n, p in net.named_parameters()}, optimiser, 0.01)
+    step = Step(plan, optimiser, 0.01, scale=True)
+    local = Local(step, {n: p.detach() for n, p in net.named_parameters()})
     pacer = Pacer(VirtualClock(Constant(1.0)), round_start=0, round_seconds=1, samples=1, deadline=False)
     masks = torch.Generator().manual_seed(0)
     sgd = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9, weight_decay=1e-3)
 
     def plain() -> None:
         sgd.zero_grad()
-        F.cross_entropy(net(x), y).backward()
+        torch.autograd.backward(F.cross_entropy(net(x), y))
         sgd.step()
 
     def narrow(rate: float) -> Callable[[], object]:
-        return lambda: local.step(plan.draw(plan.uniform(rate), masks), (x, y), pacer, scale=True)
+        return lambda: local.train(plan.draw(plan.uniform(rate), masks), (x, y), pacer)
 
     rates = (0.0, 0.1, 0.25, 0.5)
     steps: dict[str, Callable[[], object]] = {"plain module": plain}
     steps |= {f"rate {rate:g}": narrow(rate) for rate in rates}
     times: dict[str, list[float]] = {name: [] for name in steps}
     for repeat in range(given.repeats + 2):
-        for name, step in steps.items():
+        for name, take in steps.items():
             begin = time.perf_counter()
-            step()
+            take()
             # The first rounds compile kernels for every shape.
             if repeat >= 2:
                 times[name].append(time.perf_counter() - begin)
