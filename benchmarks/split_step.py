@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/split_step.py
 
 LeNet cut after its first layer, five clients, three of them heard in every iteration, a mask a weight; random images.
-The loop comes with our response norms, which makes its arithmetic the same, and with torch's. All are timed in turns,
-so that a busy machine slows them down alike; the fastest of each is shown. `--profile` tells where the time goes.
+Both are timed in turns, so that a busy machine slows them down alike; the fastest of each is shown. `--profile` tells
+where the time goes.
 """
 
 from __future__ import annotations
@@ -29,9 +29,8 @@ from leanfleet.experiment import loads
 from leanfleet.ledger import Ledger
 from leanfleet.nets.lenet import response_norm
 from leanfleet.split import masks
-from leanfleet.split.heads import projection_head
+from leanfleet.split.heads import local_head
 from leanfleet.split.ntxent import ntxent
-from leanfleet.split.response_norm import with_fast_norms
 
 ITERATIONS, REPEATS = 10, 3
 EXPERIMENT = f"""
@@ -54,13 +53,12 @@ def images() -> DataSet:
     return DataSet.of("random", split, split, tuple("0123456789")).share_memory_()
 
 
-def bare(job: SplitJob, fast: bool) -> Callable[[], None]:
+def bare(job: SplitJob) -> Callable[[], None]:
     """Return the same training as a loop that one would write."""
     cut = job.method.setting.cut
-    half = with_fast_norms if fast else copy.deepcopy
-    clients = [nn.Sequential(half(copy.deepcopy(cut.client)), projection_head(cut.shape)) for _ in range(5)]
+    clients = [nn.Sequential(copy.deepcopy(cut.client), local_head(cut.shape)) for _ in range(5)]
     adams = [torch.optim.Adam(client.parameters(), weight_decay=1e-5, fused=True) for client in clients]
-    server, entry = half(copy.deepcopy(cut.server)), half(nn.Sequential(response_norm()))
+    server, entry = copy.deepcopy(cut.server), response_norm()
     weights = dict(server.named_parameters())
     logits = masks.initial(weights, 5, "weight", torch.Generator())
     rows = [masks.row(logits, i) for i in range(5)]
@@ -81,7 +79,7 @@ def bare(job: SplitJob, fast: bool) -> Callable[[], None]:
         adam.zero_grad()
         for v in rows[i].values():
             v.grad = None
-        view = masks.effective(weights, masks.opened(rows[i]), "weight")
+        view = masks.effective(weights, masks.soft(rows[i]), "weight")
         logits_there = functional_call(server, view, (entry(activation.detach()),))
         torch.autograd.backward(F.cross_entropy(logits_there, y))
         masks.fill_gradients_(logits, i, rows[i], 1e-3)
@@ -106,7 +104,7 @@ def main() -> None:
         def engine() -> None:
             center.play(pool, 0, ledger, lambda share: None)
 
-        ways = {"engine": engine, "bare loop": bare(job, True), "with torch's norms": bare(job, False)}
+        ways = {"engine": engine, "bare loop": bare(job)}
         best = dict.fromkeys(ways, float("inf"))
         for _ in range(REPEATS + 1):
             for name, run in ways.items():

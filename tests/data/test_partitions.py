@@ -12,6 +12,7 @@ EVERY = [
     "iid",
     "dirichlet(5)",
     "writer",
+    "writer(2)",
     "shards",
     "shards(3)",
     "classes(2)",
@@ -198,6 +199,21 @@ def test_writer_gives_a_device_all_of_one_writer(devices: int | None, seed: int)
         assert torch.equal(rows, torch.nonzero(split.writers == writer).flatten())
 
 
+@given(each=st.integers(1, 3), data=st.data())
+@settings(deadline=None, max_examples=20)
+def test_devices_that_share_a_writer_share_its_samples(each: int, data: st.DataObject) -> None:
+    split = a_split(200, writers=4)
+    assert split.writers is not None
+    devices = data.draw(st.integers(1, 4 * each))
+    parts = partition(f"writer({each})", split, devices, 0)
+    assert len(parts) == devices
+    for device, rows in enumerate(parts):
+        assert (split.writers[rows] == device % 4).all()
+        assert abs(len(rows) - int((split.writers == device % 4).sum()) / each) < 1
+    assert len(torch.cat(parts).unique()) == sum(map(len, parts)) <= 200
+    assert devices < 4 * each or sum(map(len, parts)) == 200
+
+
 def test_3550_devices_share_one_list_of_rows() -> None:
     parts = partition("iid", a_split(60_000), 3550, 0)
     assert len({rows.untyped_storage().data_ptr() for rows in parts}) == 1
@@ -231,7 +247,9 @@ def test_specifications_are_read(spec: str, parsed: tuple[str, float | None]) ->
         ("iid(inf)", "samples per device from 1"),
         ("iid(nan)", "samples per device from 1"),
         ("iid(some)", "samples per device from 1"),
-        ("writer()", "writer takes no argument"),
+        ("writer()", r"write for example writer\(10\), devices per writer from 1"),
+        ("writer(0)", "devices per writer from 1"),
+        ("writer(1.5)", "devices per writer from 1"),
         ("dirichlet", r"write for example dirichlet\(0.3\)"),
         ("dirichlet()", r"write for example dirichlet\(0.3\)"),
         ("dirichlet(0)", "a concentration above 0"),
@@ -275,6 +293,9 @@ def test_a_malformed_specification_gets_a_hint(spec: str, message: str) -> None:
         ("dirichlet(0.001)", 50, r"leaves devices empty in every draw \(\d+ of 50"),
         ("writer", 13, "1 to 12 devices, one a writer, not 13: 1 would be left empty"),
         ("writer", 0, "1 to 12 devices"),
+        ("writer(2)", 25, r"'writer\(2\)' would leave 1 of 25 devices empty: there are 12 writers"),
+        ("writer(2)", None, "needs the number of devices"),
+        ("writer(30)", 60, r"would leave \d+ of 60 devices empty"),
     ],
 )
 def test_a_partition_that_leaves_devices_empty_says_how_many(
@@ -286,8 +307,9 @@ def test_a_partition_that_leaves_devices_empty_says_how_many(
 
 def test_writer_without_writers_says_how_to_name_them() -> None:
     split = Split(torch.zeros(9, 1, 1, 1, dtype=torch.uint8), torch.zeros(9, dtype=torch.int64))
-    with pytest.raises(DataError, match=r"\[data\] writer"):
-        partition("writer", split, None, 0)
+    for spec in ("writer", "writer(2)"):
+        with pytest.raises(DataError, match=r"\[data\] writer"):
+            partition(spec, split, 1, 0)
 
 
 def test_more_samples_a_device_than_there_are_says_how_many_there_are() -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from leanfleet.data import DataSet, Split, load
-from leanfleet.engines.clients import test_samples as samples_like
+from leanfleet.engines.client_data import test_samples as samples_like
 from leanfleet.engines.inference import evaluate, export, trained
 from leanfleet.engines.job import SplitJob, make_job
 from leanfleet.engines.local import run

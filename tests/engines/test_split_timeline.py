@@ -155,7 +155,7 @@ def test_alone_the_limits_of_a_round_add_up(tmp_path: Path) -> None:
 
 
 def test_a_method_that_does_nothing_alone_takes_no_time(tmp_path: Path) -> None:
-    made = job(tmp_path, "adasplit", "method.local_loss=false")
+    made = job(tmp_path, "adasplit", "method.local_loss=none")
     timeline = Timeline(made, 5.0)
     assert timeline.alone() == dict.fromkeys(range(3), Alone(4, 0.0))
     assert timeline.now == 5.0

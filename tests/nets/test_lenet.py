@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from leanfleet.nets import NETWORKS, build
 from leanfleet.nets.lenet import response_norm
+from leanfleet.nets.response_norm import ResponseNorm
 from leanfleet.subnet import SubnetPlan
 
 # Layer by layer: shape of the output, forward MACs, parameters; of the last layer, per class.
@@ -46,7 +47,7 @@ def test_table_layer_by_layer(classes: int) -> None:
 
 
 def test_order_inside_a_convolutional_layer() -> None:
-    kinds = [nn.Conv2d, nn.ReLU, nn.LocalResponseNorm, nn.MaxPool2d]
+    kinds = [nn.Conv2d, nn.ReLU, ResponseNorm, nn.MaxPool2d]
     net = lenet()
     assert [type(part) for part in net[0]] == [type(part) for part in net[1]] == kinds
 

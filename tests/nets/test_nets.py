@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from leanfleet.errors import NetworkError
 from leanfleet.nets import NETWORKS, build
+from leanfleet.subnet.trace import symbolic_trace
 
 
 def macs_of_layers(net: nn.Module, shape: tuple[int, int, int]) -> dict[str, int]:
@@ -118,7 +117,7 @@ class TestEveryNetwork:
 
     def test_traces_and_has_no_literal_sizes(self, name: str) -> None:
         net = build(name).eval()
-        graph = fx.symbolic_trace(net)
+        graph = fx.GraphModule(net, symbolic_trace(net))
         x = torch.randn(3, *NETWORKS[name].shape)
         torch.testing.assert_close(graph(x), net(x))
         assert not [node for node in graph.graph.nodes if node.target in ("view", "reshape", "size")]
@@ -161,62 +160,3 @@ def test_images_that_do_not_fit_are_refused(name: str, shape: tuple[int, int, in
 def test_unknown_name_suggests_the_nearest() -> None:
     with pytest.raises(NetworkError, match=r"'densnet-bc-40' is unknown; did you mean 'densenet-bc-40'\?"):
         build("densnet-bc-40")
-
-
-class TestUsersOwn:
-    SOURCE = """
-from torch import nn
-def plain(): return nn.Linear(2, 3)
-def sized(classes): return nn.Linear(2, classes)
-def shaped(*, shape, classes=5): return nn.Linear(shape[0], classes)
-def wrong(): return 3
-def broken(classes): raise RuntimeError("out of\\nluck")
-def other(width): return nn.Linear(2, width)
-def lazy(): return nn.Sequential(nn.LazyLinear(3))
-constant = 3
-"""
-
-    @pytest.fixture(autouse=True)
-    def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        (tmp_path / "mynets.py").write_text(self.SOURCE)
-        (tmp_path / "badnets.py").write_text("import nowhere_to_be_found\n")
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "path", list(sys.path))
-        for module in ("mynets", "badnets"):
-            monkeypatch.delitem(sys.modules, module, raising=False)
-
-    @pytest.mark.parametrize(("function", "size"), [("plain", (3, 2)), ("sized", (4, 2)), ("shaped", (4, 1))])
-    def test_gets_the_keywords_it_has(self, function: str, size: tuple[int, int]) -> None:
-        net = build(f"mynets:{function}", classes=4, shape=(1, 8, 8))
-        assert isinstance(net, nn.Linear)
-        assert net.weight.shape == size
-
-    def test_unknown_values_are_left_to_its_defaults(self) -> None:
-        net = build("mynets:shaped", shape=(1, 8, 8))
-        assert isinstance(net, nn.Linear)
-        assert net.out_features == 5
-
-    def test_is_seeded(self) -> None:
-        one, other = build("mynets:plain", seed=1), build("mynets:plain", seed=1)
-        assert torch.equal(next(one.parameters()), next(other.parameters()))
-
-    @pytest.mark.parametrize(
-        ("name", "text"),
-        [
-            ("nowhere:net", "'nowhere' cannot be imported: ModuleNotFoundError"),
-            ("badnets:net", "'badnets' cannot be imported: ModuleNotFoundError: No module named 'nowhere_to"),
-            ("mynets:plian", r"'mynets' has no 'plian'; did you mean 'plain'\?"),
-            ("mynets:wrong", "gave a int, not a torch.nn.Module"),
-            ("mynets:constant", "not a function"),
-            ("mynets:broken", "RuntimeError: out of$"),
-            ("mynets:shaped", "needs to know its shape; give --shape too$"),
-            ("mynets:other", "TypeError: .* missing .*'width'"),
-            ("mynets:lazy", "has lazy layers"),
-            (":net", "''"),
-        ],
-    )
-    def test_mistakes_are_named(self, name: str, text: str) -> None:
-        with pytest.raises(NetworkError, match=text) as caught:
-            build(name, classes=4)
-        assert str(caught.value).startswith(f"network '{name}': ")
-        assert "\n" not in str(caught.value)

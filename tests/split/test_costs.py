@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from closed_forms import Schedule, client_macs, dense_bytes_up, handover_bytes, server_macs
 from leanfleet.nets import build
 from leanfleet.split.costs import local_rounds, talkers
-from leanfleet.split.heads import head_macs, projection_head
+from leanfleet.split.heads import head_macs, local_head
 
 NON_IID = {"clients": 5, "rounds": 20, "iterations": 765}
 CIFAR = {"clients": 5, "rounds": 20, "iterations": 338}
@@ -38,7 +38,7 @@ class Halves:
         self.client_params, self.server_params = (
             sum(p.numel() for p in half.parameters()) for half in (net[:layers], net[layers:])
         )
-        self.head_params = sum(p.numel() for p in projection_head(self.shape).parameters())
+        self.head_params = sum(p.numel() for p in local_head(self.shape).parameters())
 
 
 @cache

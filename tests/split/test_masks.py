@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from leanfleet.nets import build
-from leanfleet.split.masks import effective, fill_gradients_, initial, of_stranger, opened, penalty, row
+from leanfleet.split.masks import effective, fill_gradients_, initial, of_unseen, penalty, row, soft
 
 CLIENTS = 3
 KINDS = ("weight", "channel")
@@ -42,7 +42,7 @@ def batch(seed: int = 0) -> tuple[Tensor, Tensor]:
 def served(net: nn.Module, logits: dict[str, Tensor], kind: str, seed: int = 0) -> Tensor:
     """Cross entropy of a client with these logits."""
     x, y = batch(seed)
-    weights = effective(params_of(net), opened(logits), kind)
+    weights = effective(params_of(net), soft(logits), kind)
     return F.cross_entropy(functional_call(net, weights, (x,)), y)
 
 
@@ -98,7 +98,7 @@ def test_gradients_are_the_chain_rule() -> None:
     served(net, one, "weight").backward()
     direct = {
         name: w.detach().requires_grad_()
-        for name, w in effective(params_of(net), opened(one), "weight").items()
+        for name, w in effective(params_of(net), soft(one), "weight").items()
     }
     x, y = batch()
     F.cross_entropy(functional_call(net, direct, (x,)), y).backward()
@@ -166,10 +166,10 @@ def test_penalty_is_a_sum_over_all_entries_of_all_clients_or_of_one() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_stranger_gets_the_mean_of_the_masks_not_of_the_logits(kind: str) -> None:
+def test_an_unseen_client_gets_the_mean_of_the_masks_not_of_the_logits(kind: str) -> None:
     logits = fresh(small(), kind)
-    for name, mask in of_stranger(logits).items():
-        each = torch.stack([opened(row(logits, i))[name] for i in range(CLIENTS)]).detach()
+    for name, mask in of_unseen(logits).items():
+        each = torch.stack([soft(row(logits, i))[name] for i in range(CLIENTS)]).detach()
         torch.testing.assert_close(mask, each.mean(0))
         assert not torch.allclose(mask, logits[name].mean(0).sigmoid())
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from leanfleet.errors import LeanfleetError, NetworkError, WireError
 from leanfleet.split import METHODS, Setting, cut
 from leanfleet.split.client import Client
-from leanfleet.split.masks import effective, opened, row
+from leanfleet.split.masks import effective, row, soft
 
 SERVERS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("adasplit", {}),
@@ -119,13 +119,24 @@ def test_a_client_without_a_reply_goes_on_alone_or_stays_as_it_was() -> None:
 
 
 def test_a_frozen_client_sends_and_never_changes() -> None:
-    m = method(local_loss=False)
+    m = method(local_loss="none")
     client = m.client()
     before = copied(client.tensors())
     up, loss = client.step(*batch(), sends=True)
     assert up is not None
     assert loss is None
     assert same(before, client.tensors())
+
+
+def test_an_auxiliary_classifier_trains_the_half_by_cross_entropy() -> None:
+    client, (x, y) = method(local_loss="aux_ce").client(), batch()
+    net, head = client._modules["net"], client._modules["head"]
+    expected = F.cross_entropy(head(net(x)), y)
+    wanted = torch.autograd.grad(expected, list(client._modules.parameters()))
+    _, loss = client.step(x, y, sends=False)
+    assert loss == pytest.approx(expected.item())
+    assert all(torch.equal(a, b) for a, b in zip(gradients(client), wanted, strict=True))
+    assert head(net(x)).shape == (BATCH, CLASSES)
 
 
 def test_a_diverged_client_says_so_and_keeps_its_state() -> None:
@@ -208,7 +219,7 @@ def test_a_step_is_adams_on_cross_entropy_and_penalty(scope: str) -> None:
     heard = server.step(1, activation(), labels())
     m = method()
     half, entry = m.server_half(), m.entry()
-    view = effective(weights, opened({n: v[1] for n, v in every.items()}), "weight")
+    view = effective(weights, soft({n: v[1] for n, v in every.items()}), "weight")
     loss = F.cross_entropy(torch.func.functional_call(half, view, (entry(activation()),)), labels())
     assert heard.loss == pytest.approx(loss.item(), abs=1e-6)
     omega = sum((v if scope == "all" else v[1]).sigmoid().sum() for v in every.values())
@@ -222,7 +233,7 @@ def test_a_step_is_adams_on_cross_entropy_and_penalty(scope: str) -> None:
         torch.testing.assert_close(end[f"masks/{name}"][rows], v.detach()[rows], atol=2e-5, rtol=1e-4)
 
 
-def test_views_are_what_steps_train_and_a_stranger_gets_the_mean() -> None:
+def test_views_are_what_steps_train_and_an_unseen_client_gets_the_mean() -> None:
     server: Any = masked("all")
     for client in range(CLIENTS):
         server.step(client, activation(client), labels())
@@ -230,7 +241,7 @@ def test_views_are_what_steps_train_and_a_stranger_gets_the_mean() -> None:
     views = [server.view(i) for i in range(CLIENTS)]
     loss = F.cross_entropy(m.logits(views[1], activation(5)), labels())
     assert server.step(1, activation(5), labels()).loss == pytest.approx(loss.item(), abs=1e-6)
-    for name, t in server.stranger().items():
+    for name, t in server.unseen().items():
         mean = torch.stack([view[name] for view in views]).mean(0)
         # The weights have moved since; what matters is that it is between the clients'.
         assert (t - mean).abs().max() < 0.1
@@ -257,6 +268,24 @@ def test_a_refused_step_leaves_the_server_bit_for_bit(name: str, options: dict[s
 
 
 # -- state ---------------------------------------------------------------------------------------------------
+
+
+@EVERY_SERVER
+def test_a_server_is_where_it_is_told_to_be(name: str, options: dict[str, Any]) -> None:
+    server = method(name, **options).server(torch.device("meta"))
+    assert {t.device.type for t in server.tensors().values()} == {"meta"}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@EVERY_SERVER
+def test_a_server_on_a_gpu_does_the_same(name: str, options: dict[str, Any]) -> None:
+    m, device = method(name, **options), torch.device("cuda")
+    here, there = m.server(), m.server(device)
+    for number in range(3):
+        own = here.step(1, activation(number), labels()).loss
+        assert there.step(1, activation(number).to(device), labels().to(device)).loss == pytest.approx(own)
+    there.restore(here.tensors())
+    assert all(torch.equal(t.cpu(), here.tensors()[n].cpu()) for n, t in there.tensors().items())
 
 
 @EVERY_SERVER
@@ -344,11 +373,11 @@ def test_what_steps_cost() -> None:
     m = method()
     forward = m.setting.cut.client_macs + m.client().head_macs
     assert m.client_macs(sends=True) == m.client_macs(sends=False) == (forward, 3 * forward)
-    frozen = method(local_loss=False)
+    frozen = method(local_loss="none")
     half = frozen.setting.cut.client_macs
     assert frozen.client_macs(sends=True) == (half, half)
     assert frozen.client_macs(sends=False) == (0, 0)
-    for listening in (method("sl-basic"), method(local_loss=False, server_grad=True)):
+    for listening in (method("sl-basic"), method(local_loss="none", server_grad=True)):
         assert listening.client_macs(sends=True) == (half, 3 * half)
         assert listening.client_macs(sends=True, answered=False) == (half, half)
         assert listening.client_macs(sends=False) == (0, 0)

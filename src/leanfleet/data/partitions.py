@@ -33,9 +33,15 @@ _ARGUMENTS: dict[str, tuple[str, float | None, Callable[[float], bool]]] = {
         lambda classes: classes >= 1 and float(classes).is_integer(),
     ),
     "skew": ("skew(0.8), a share from 0 (IID) to 1 (sorted by class)", None, lambda share: 0 <= share <= 1),
+    "writer": (
+        "writer(10), devices per writer from 1",
+        None,
+        lambda devices: devices >= 1 and float(devices).is_integer(),
+    ),
 }
 # What may stand without brackets and then has no value at all.
 _PLAIN = ("iid", "writer")
+_NO_WRITERS = "partition '{}': the data set has no writers; name their column with [data] writer"
 
 
 def parse_partition(spec: str) -> tuple[str, float | None]:
@@ -48,8 +54,6 @@ def parse_partition(spec: str) -> tuple[str, float | None]:
     name, text = match.groups() if match else (spec, None)
     if name in _PLAIN and text is None:
         return name, None
-    if name in _PLAIN and name not in _ARGUMENTS:
-        raise DataError(f"partition '{spec}': {name} takes no argument; write '{name}'")
     if name not in _ARGUMENTS:
         raise DataError(f"partition '{spec}' is unknown{did_you_mean(name, {*_PLAIN, *_ARGUMENTS})}")
     example, default, valid = _ARGUMENTS[name]
@@ -71,6 +75,7 @@ def partition(spec: str, split: Split, devices: int | None, seed: int) -> list[T
     | `iid(n)` | n random samples each; the split is dealt again and again, shuffled anew each time, and all samples are held equally often up to one. Any number of devices, none with a sample twice |
     | `dirichlet(alpha)` | each class in shares drawn from a symmetric Dirichlet distribution (Hsu et al. 2019) |
     | `writer` | one writer a device; with fewer devices than writers a random choice of writers |
+    | `writer(k)` | up to k devices a writer, in turn; each has a k-th of the writer's samples |
     | `shards(k)` | sorted by class, cut into equal shards, k random ones a device (McMahan et al. 2017); k = 2 if not said. Up to k * devices - 1 samples are left over |
     | `classes(k)` | the classes are shuffled and cut into groups of k (the last has those left), one group a device. With fewer devices than groups, the other groups' samples are left over; with more, the groups go round again and those who hold the same one share each of its classes equally |
     | `skew(s)` | a share s of each class is dealt in order of class, the rest at random (Aketi et al. 2021); equal sizes; 0 is IID, 1 is sorted by class |
@@ -88,7 +93,7 @@ def partition(spec: str, split: Split, devices: int | None, seed: int) -> list[T
         DataError: If the specification is malformed, does not fit the split, or leaves devices without samples.
     """  # noqa: E501 (a table row cannot be broken)
     name, argument = parse_partition(spec)
-    if name == "writer":
+    if name == "writer" and argument is None:
         return _writer(split, devices, seed)
     if devices is None or devices < 1:
         raise DataError(f"partition '{spec}' needs the number of devices, at least 1, not {devices}")
@@ -143,9 +148,7 @@ def _put_off(order: Tensor, held: Tensor, first: int) -> None:
 
 def _writer(split: Split, devices: int | None, seed: int) -> list[Tensor]:
     if split.writers is None:
-        raise DataError(
-            "partition 'writer': the data set has no writers; name their column with [data] writer"
-        )
+        raise DataError(_NO_WRITERS.format("writer"))
     ordered = split.writers.argsort(stable=True)
     counts = torch.unique(split.writers, return_counts=True)[1]
     writers = len(counts)
@@ -157,6 +160,23 @@ def _writer(split: Split, devices: int | None, seed: int) -> list[Tensor]:
         )
     parts = torch.split(ordered, counts.tolist())
     return [parts[index] for index in _shuffled(writers, seed)[:wanted].sort().values.tolist()]
+
+
+def _shared(split: Split, devices: int, each: float, seed: int) -> list[Tensor]:
+    if split.writers is None:
+        raise DataError(_NO_WRITERS.format(f"writer({each:g})"))
+    order = _shuffled(len(split), seed)
+    ordered = order[split.writers[order].argsort(stable=True)]
+    pools = torch.split(ordered, torch.unique(split.writers, return_counts=True)[1].tolist())
+    writers, most = len(pools), len(pools) * int(each)
+    parts = [pools[device % writers][device // writers :: int(each)] for device in range(devices)]
+    empty = sum(len(part) == 0 for part in parts[:most]) + max(devices - most, 0)
+    if empty:
+        raise DataError(
+            f"partition 'writer({each:g})' would leave {empty} of {devices} devices empty: there are {writers} writers "
+            f"for up to {each:g} devices each; take fewer devices"
+        )
+    return parts
 
 
 def _skew(split: Split, devices: int, share: float, seed: int) -> list[Tensor]:
@@ -236,6 +256,7 @@ _DEALERS: dict[str, Callable[[Split, int, float, int], list[Tensor]]] = {
     "shards": _shards,
     "classes": _classes,
     "skew": _skew,
+    "writer": _shared,
 }
 
 

@@ -6,20 +6,18 @@ import json
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from leanfleet.data import Stream, eval_batches
+from leanfleet.data import Stream
 from leanfleet.engines.center import as_bytes, as_tensor, named
+from leanfleet.engines.client_data import accuracy_and_loss, stream
 from leanfleet.engines.job import SplitJob
-from leanfleet.errors import DataError, LeanfleetError, WireError
+from leanfleet.errors import LeanfleetError, WireError
 from leanfleet.randomness import key, seed_global
 from leanfleet.split.client import Client
 from leanfleet.split.payload import Sent, receive_gradient, send_activation
 from leanfleet.wire import Message, Payload, Scalar, decode, encode
 from leanfleet.workers import Tick
-
-_EVALUATION_BATCH = 256
 
 
 class Clients:
@@ -134,7 +132,7 @@ class Clients:
         if not self.job.method.handover:
             return 0
         data = encode(Message(self._client(i).own()))
-        self._client((i + 1) % len(self.job.parts)).load(decode(data).tensors)
+        self._client((i + 1) % self.job.devices).load(decode(data).tensors)
         return len(data)
 
     def _net(self, i: int) -> bytes:
@@ -147,18 +145,7 @@ class Clients:
 
     def _batch(self, i: int, round: int, iteration: int) -> tuple[Tensor, Tensor]:
         if i not in self._streams:
-            job = self.job
-            mean, std = stats(job, i)
-            self._streams[i] = Stream(
-                job.data.train,
-                job.parts[i],
-                batch_size=job.training.batch_size,
-                mean=mean,
-                std=std,
-                stream=(job.experiment.experiment.seed, i, "batches"),
-                augment=job.experiment.data.augment,
-                device=self.device,
-            )
+            self._streams[i] = stream(self.job, i, self.device)
         return self._streams[i].batch(round * self.job.iterations + iteration)
 
     def _evaluate(self, clients: Sequence[int], view: Mapping[str, Tensor]) -> Message:
@@ -167,59 +154,7 @@ class Clients:
         return Message({}, {"found": json.dumps({i: self._evaluate_one(i, half) for i in clients})})
 
     def _evaluate_one(self, i: int, view: dict[str, Tensor]) -> tuple[float, float]:
-        job, client = self.job, self._client(i)
-        rows, weights = test_samples(job, i)
-        weights = weights.to(self.device)
-        mean, std = stats(job, i)
-        batches = eval_batches(
-            job.data.test,
-            mean=mean,
-            std=std,
-            seed=0,
-            device=self.device,
-            indices=rows,
-            batch_size=_EVALUATION_BATCH,
+        client, method = self._client(i), self.job.method
+        return accuracy_and_loss(
+            self.job, i, lambda x: method.logits(view, client.activations(x)), self.device
         )
-        hits = loss = 0.0
-        with torch.no_grad():
-            for (x, y), part in zip(batches, batches.rows, strict=True):
-                logits = job.method.logits(view, client.activations(x))
-                weight = weights[part]
-                hits += float((weight * (logits.argmax(1) == y)).sum())
-                loss += float((weight * F.cross_entropy(logits, y, reduction="none")).sum())
-        # Weights that sum up to 1 may come to a little more.
-        return min(hits, 1.0), loss
-
-
-def test_samples(job: SplitJob, client: int) -> tuple[Tensor, Tensor]:
-    """Return the test samples that are like a client's own, and how much each of them weighs.
-
-    Where data are dealt by writer these are its writer's, if there are any. Else test samples weigh so that the
-    classes' shares are those of the client's training samples (our decision).
-
-    Returns:
-        int64 [rows], and float64 [test samples] that sum up to 1 over the rows.
-
-    Raises:
-        DataError: There are none.
-    """
-    train, test, own = job.data.train, job.data.test, job.parts[client]
-    if job.experiment.data.partition == "writer" and train.writers is not None and test.writers is not None:
-        rows = (test.writers == train.writers[own[0]]).nonzero().flatten()
-        if len(rows):
-            return rows, torch.full((len(test),), 1 / len(rows), dtype=torch.float64)
-    classes = len(job.data.classes)
-    shares = torch.bincount(train.labels[own], minlength=classes).double()
-    there = torch.bincount(test.labels, minlength=classes).double()
-    weights = (shares / there.clamp(min=1))[test.labels]
-    if not weights.any():
-        raise DataError(f"{job.data.name}: no test sample is of a class that client {client} has")
-    return weights.nonzero().flatten(), weights / weights.sum()
-
-
-def stats(job: SplitJob, client: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the mean and deviation by which a client's images are normalised."""
-    train = job.data.train
-    by_writer = job.experiment.data.partition == "writer" and train.writers is not None
-    writer = int(train.writers[job.parts[client][0]]) if by_writer and train.writers is not None else None
-    return job.data.stats(writer)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final, Literal
 
 import torch
 from torch import Tensor, nn
 
 from leanfleet.engines.center import named
-from leanfleet.engines.clients import stats
+from leanfleet.engines.client_data import stats
 from leanfleet.engines.job import SplitJob
 from leanfleet.errors import UserError
 from leanfleet.runs import Checkpoint
 from leanfleet.split.masked import MaskedServer
-from leanfleet.split.server import average
+from leanfleet.split.server import Server, average
 
 Who = int | Literal["new"]
 """A client by its number, or one that has never been seen."""
@@ -58,20 +59,31 @@ def parse_who(text: str, clients: int) -> Who:
 
 
 def network_of(job: SplitJob, checkpoint: Checkpoint, who: Who) -> Whole:
+    """Return a client's network as it is used, see `assemble`."""
+    server = job.method.server()
+    server.restore(named(checkpoint.tensors, "server/"))
+    return assemble(job, server, named(checkpoint.tensors, "clients/"), who)
+
+
+def assemble(job: SplitJob, server: Server, clients: Mapping[str, Tensor], who: Who) -> Whole:
     """Return a client's network as it is used.
 
     A client that has never been seen gets the mean of all clients' halves, weighted by their samples, and of all
     their masks (our decision).
+
+    Args:
+        job: What was run.
+        server: Its server.
+        clients: States of all clients, by `CLIENT/NAME`.
+        who: Whose network.
     """
-    server = job.method.server()
-    server.restore(named(checkpoint.tensors, "server/"))
     if who == "new":
-        clients = range(len(job.parts))
-        weights = [float(len(job.parts[i])) for i in clients]
-        half = average([_half(checkpoint, i) for i in clients], weights)
-        view = server.stranger() if isinstance(server, MaskedServer) else server.view(0)
+        everyone = range(job.devices)
+        weights = [float(len(job.parts[i])) for i in everyone]
+        half = average([_half(clients, i) for i in everyone], weights)
+        view = server.unseen() if isinstance(server, MaskedServer) else server.view(0)
     else:
-        half, view = _half(checkpoint, who), server.view(who)
+        half, view = _half(clients, who), server.view(who)
     whole = Whole(job.method.client_half(), job.method.entry(), job.method.server_half())
     with torch.no_grad():
         whole.client.load_state_dict(half)
@@ -85,5 +97,5 @@ def stats_of(job: SplitJob, who: Who) -> tuple[tuple[float, ...], tuple[float, .
     return (job.data.mean, job.data.std) if who == "new" else stats(job, who)
 
 
-def _half(checkpoint: Checkpoint, client: int) -> dict[str, Tensor]:
-    return named(checkpoint.tensors, f"clients/{client}/net.")
+def _half(clients: Mapping[str, Tensor], client: int) -> dict[str, Tensor]:
+    return named(clients, f"{client}/net.")

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from leanfleet.engines.center import Show, as_bytes, as_tensor, named, shards
+from leanfleet.engines.held_out import held_out_accuracies
 from leanfleet.engines.job import SplitJob
 from leanfleet.engines.timeline import Timeline
 from leanfleet.errors import LeanfleetError, WireError
 from leanfleet.ledger import Ledger
-from leanfleet.randomness import key, torch_generator
+from leanfleet.randomness import key, seed_global, torch_generator
 from leanfleet.split.payload import receive_activation, send_gradient
 from leanfleet.split.server import average
 from leanfleet.wire import Message, Scalar, decode, encode
@@ -34,14 +35,15 @@ class SplitCenter:
     Args:
         job: What is run.
         workers: Worker processes; clients stay where they are.
+        device: Where the server computes.
     """
 
-    def __init__(self, job: SplitJob, workers: int) -> None:
+    def __init__(self, job: SplitJob, workers: int, device: str = "cpu") -> None:
         self.job, self.method = job, job.method
-        self.workers = workers
-        self.server = job.method.server()
+        self.workers, self.device = workers, torch.device(device)
+        self.server = job.method.server(self.device)
         self.orchestrator = job.method.orchestrator()
-        clients = range(len(job.parts))
+        clients = range(job.devices)
         # A half that is handed over has no copy: the clients that pass it on must be in one place.
         even = dict.fromkeys(clients, 1.0)
         self.homes = [list(clients), *[[]] * (workers - 1)] if job.method.handover else shards(even, workers)
@@ -56,7 +58,7 @@ class SplitCenter:
         if round < self.method.local_rounds() and not self.method.in_turn:
             told = self._alone(pool, round, ledger, show)
         else:
-            with torch.random.fork_rng(devices=[]):
+            with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
                 told = self._iterations(pool, round, ledger, show)
         if self.method.averages:
             self._average(pool, ledger)
@@ -71,7 +73,7 @@ class SplitCenter:
             LeanfleetError: A loss is not finite.
         """
         found: dict[int, tuple[float, float]] = {}
-        everyone = range(len(self.job.parts))
+        everyone = range(self.job.devices)
         # Where weights are personal one client a worker at a time: together they may be more than memory holds.
         turns = itertools.zip_longest(*self.homes) if self.method.personal else [everyone]
         for turn in turns:
@@ -89,9 +91,13 @@ class SplitCenter:
         return {"accuracy": _mean(accuracies), "loss": _mean(losses), "accuracies": list(accuracies)}
 
     def finish(self, pool: Workers, ledger: Ledger, show: Show) -> dict[str, Any]:
-        """Return the totals in the authors' way of counting, and what the server keeps: weights, masks, moments."""
+        """Return the totals in the authors' way of counting, what the server keeps, and what it is worth to others.
+
+        `server_bytes` counts weights, masks and moments.
+        """
         kept = sum(t.numel() * t.element_size() for t in self.server.tensors().values())
-        return {**self.totals, "cut": self.method.options.cut, "server_bytes": kept}
+        others = held_out_accuracies(self.job, self.server, self._clients)
+        return {**self.totals, "cut": self.method.options.cut, "server_bytes": kept, **others}
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the server, the orchestrator, and all clients as they were at the end of the round."""
@@ -134,13 +140,12 @@ class SplitCenter:
         count, heard_for = self.job.iterations, round - self.method.local_rounds()
         self.server.set_lr(self.method.lr_at(round))
         tally = _Tally(round)
-        clients = list(range(len(self.job.parts)))
+        clients = list(range(self.job.devices))
         groups = [[i] for i in clients] if self.method.in_turn else [clients]
         for iteration in range(count):
             tally.iteration = iteration
-            if heard_for >= 0 and (heard_for * count + iteration) % self.method.selection_window == 0:
-                generator = torch_generator(self.method.setting.seed, round, iteration, "selection")
-                self.chosen = self.orchestrator.select(self.method.selected(), generator)
+            if heard_for >= 0:
+                self._choose(round, iteration)
             for group in groups:
                 sends = [i for i in group if heard_for >= 0 and i in self.chosen]
                 self._iterate(pool, group, sends, ledger, tally)
@@ -149,9 +154,28 @@ class SplitCenter:
             show((iteration + 1) / count)
         if heard_for < 0:
             return {"local_loss": _mean(tally.local_losses)}
+        if tally.rejected and not tally.losses:
+            self._heard_nothing(round, tally.rejected[0])
         told = tally.told(clients)
         self.server.end_round([float(len(self.job.parts[i])) for i in clients])
         return told
+
+    def _choose(self, round: int, iteration: int) -> None:
+        """Choose anew whom the server hears, if a window begins with this iteration."""
+        if (self._since(round) + iteration) % self.method.selection_window == 0:
+            generator = torch_generator(self.method.setting.seed, round, iteration, "selection")
+            self.chosen = self.orchestrator.select(self.method.selected(), generator)
+
+    def _since(self, round: int) -> int:
+        """Return how many iterations there are between the end of the local phase and a round."""
+        return (round - self.method.local_rounds()) * self.job.iterations
+
+    def _heard_nothing(self, round: int, why: str) -> None:
+        """Give up after a round in which nothing that clients sent could be used."""
+        raise LeanfleetError(
+            f"round {round + 1}: nothing that clients sent could be used ({why}); training has diverged: lower "
+            "[training] lr"
+        )
 
     def _iterate(
         self, pool: Workers, group: Sequence[int], sends: Sequence[int], ledger: Ledger, tally: _Tally
@@ -197,31 +221,42 @@ class SplitCenter:
         self, ups: Mapping[int, bytes], ledger: Ledger, tally: _Tally
     ) -> tuple[list[int], dict[int, bytes]]:
         """Let the server train on what arrived; what it cannot use is left out, and it stays as it was."""
-        setting, options, seed = self.method.setting, self.method.options, self.method.setting.seed
+        seed = self.method.setting.seed
         served: list[int] = []
         replies: dict[int, bytes] = {}
         order = self.method.order(sorted(ups), torch_generator(seed, *tally.at.values(), "order"))
         for i in order:
             # Networks with dropout of their own draw from the global stream.
-            torch.default_generator.manual_seed(key(seed, *tally.at.values(), i, "server"))
+            seed_global(key(seed, *tally.at.values(), i, "server"), self.device)
             try:
-                up = receive_activation(ups[i], setting.cut.shape, setting.classes, setting.batch_size)
-                heard = self.server.step(i, up.activation, up.labels)
-                if heard.gradient is not None:
-                    rectified = setting.cut.rectified
-                    replies[i] = send_gradient(heard.gradient, up.payload, rectified, options.values)
-                    self.totals["bytes_authors"] += 4 * len(up.payload.values)
+                reply = self._hear(i, ups[i], tally)
             except WireError as error:
                 tally.rejected.append(f"client {i}: {error}")
                 continue
             served.append(i)
-            tally.losses.append(heard.loss)
-            tally.heard[i] += 1
-            self.orchestrator.record(i, heard.loss)
-            macs = self.method.server_macs()
-            ledger.server_macs += macs.training * len(up.labels)
-            self.totals["server_forward_macs"] += macs.forward * len(up.labels)
+            if reply is not None:
+                replies[i] = reply
+        macs, samples = self.method.server_macs(), self.method.setting.batch_size * len(served)
+        ledger.server_macs += macs.training * samples
+        self.totals["server_forward_macs"] += macs.forward * samples
         return served, replies
+
+    def _hear(self, i: int, data: bytes, tally: _Tally) -> bytes | None:
+        """Let the server train on what one client sent; return what goes back, if anything does.
+
+        Raises:
+            WireError: It cannot be used; the server is as it was.
+        """
+        setting, values = self.method.setting, self.method.options.values
+        up = receive_activation(data, setting.cut.shape, setting.classes, setting.batch_size)
+        heard = self.server.step(i, up.activation.to(self.device), up.labels.to(self.device))
+        tally.losses.append(heard.loss)
+        tally.heard[i] += 1
+        self.orchestrator.record(i, heard.loss)
+        if heard.gradient is None:
+            return None
+        self.totals["bytes_authors"] += 4 * len(up.payload.values)
+        return send_gradient(heard.gradient, up.payload, setting.cut.rectified, values)
 
     def _reply(
         self, pool: Workers, sends: Sequence[int], replies: Mapping[int, bytes], tally: _Tally
@@ -300,11 +335,6 @@ class _Tally:
         return {"round": self.round, "iteration": self.iteration}
 
     def told(self, clients: Sequence[int]) -> dict[str, Any]:
-        if self.rejected and not self.losses:
-            raise LeanfleetError(
-                f"round {self.round + 1}: nothing that clients sent could be used ({self.rejected[0]}); training has "
-                "diverged: lower [training] lr"
-            )
         return {
             "server_loss": _mean(self.losses),
             "local_loss": _mean(self.local_losses),

@@ -55,7 +55,7 @@ class Timeline:
 
         Nobody waits for anybody before the end of the round. Where iterations are limited, so is their sum.
         """
-        steps, clients = self._job.iterations, range(len(self._job.parts))
+        steps, clients = self._job.iterations, range(self._job.devices)
         macs = self._method.client_macs(sends=False).training * self._batch
         end = self.now + self._limit * steps
         done = {i: self._until(i, end, macs) for i in clients}

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import nn
@@ -20,11 +17,12 @@ from leanfleet.nets.densenet import densenet_bc
 from leanfleet.nets.ensemble import VotingEnsemble, vote
 from leanfleet.nets.lenet import lenet
 from leanfleet.nets.macs import forward_macs
+from leanfleet.nets.own import home, maker, split_file
 from leanfleet.nets.resnet import resnet_20
 from leanfleet.nets.vgg import vgg_11
 from leanfleet.randomness import key
 
-__all__ = ["NETWORKS", "Reference", "VotingEnsemble", "build", "forward_macs", "vote"]
+__all__ = ["NETWORKS", "Reference", "VotingEnsemble", "build", "forward_macs", "home", "split_file", "vote"]
 
 
 @dataclass(frozen=True)
@@ -88,26 +86,34 @@ NETWORKS: Final[dict[str, Reference]] = {
 
 
 def build(
-    name: str, *, classes: int | None = None, shape: tuple[int, int, int] | None = None, seed: int = 0
+    name: str,
+    *,
+    classes: int | None = None,
+    shape: tuple[int, int, int] | None = None,
+    seed: int = 0,
+    folder: Path | None = None,
 ) -> nn.Module:
     """Return a new network on the CPU; equal seeds give equal parameters, the global random state stays.
 
     Args:
-        name: A key of `NETWORKS`, or `package.module:function` of the user's own, found in the current folder
-            or among the installed packages. The function is called with those of the keywords `classes` and
-            `shape` that it has and that are known.
+        name: A key of `NETWORKS`, or a function of the user's own: `package.module:function`, found in `folder`, in
+            the current folder or among the installed packages, or `FOLDER/FILE.py:function`. It is called with those
+            of the keywords `classes` and `shape` that it has and that are known.
         classes: Number of classes of the data.
         shape: Shape (channels, height, width) of one image of the data.
         seed: Seed of the initialisation.
+        folder: See `name`.
 
     Raises:
         NetworkError: If the name is unknown, the network cannot be made, or the images do not fit it.
     """
     if ":" in name:
-        make = _users_own(name, {"classes": classes, "shape": shape})
+        make = maker(name, folder, {"classes": classes, "shape": shape})
     elif name in NETWORKS:
         make = _reference(NETWORKS[name], classes, shape)
     else:
+        if name.endswith(".py"):
+            raise NetworkError(f"network '{name}': which function of that file? Should read {name}:FUNCTION")
         raise NetworkError(f"network '{name}' is unknown{did_you_mean(name, NETWORKS)}")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(key(seed, "network"))
@@ -133,52 +139,3 @@ def _reference(
         return net.train()
 
     return make
-
-
-def _users_own(name: str, known: dict[str, Any]) -> Callable[[], nn.Module]:
-    function = _find(name)
-    try:
-        parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError) as error:
-        raise NetworkError(f"network '{name}': not a function") from error
-    missing = [w for w, p in parameters.items() if w in known and known[w] is None and p.default is p.empty]
-    if missing:
-        raise NetworkError(f"network '{name}': needs to know its {missing[0]}; give --{missing[0]} too")
-    taken = {word: value for word, value in known.items() if word in parameters and value is not None}
-
-    def make() -> nn.Module:
-        try:
-            network = function(**taken)
-        except Exception as error:
-            raise NetworkError(f"network '{name}': {_line(error)}") from error
-        if not isinstance(network, nn.Module):
-            raise NetworkError(f"network '{name}': gave a {type(network).__name__}, not a torch.nn.Module")
-        if any(nn.parameter.is_lazy(tensor) for tensor in (*network.parameters(), *network.buffers())):
-            raise NetworkError(f"network '{name}': has lazy layers; say how many inputs they have")
-        return network
-
-    return make
-
-
-def _find(name: str) -> Any:
-    module_name, _, function_name = name.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        # Last, so that a file of the user's cannot hide an installed package; for good, so that the network's
-        # code may import more later on.
-        sys.path.append(here)
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        raise NetworkError(f"network '{name}': '{module_name}' cannot be imported: {_line(error)}") from error
-    try:
-        return getattr(module, function_name)
-    except AttributeError:
-        known = [word for word, value in vars(module).items() if callable(value)]
-        raise NetworkError(
-            f"network '{name}': '{module_name}' has no '{function_name}'{did_you_mean(function_name, known)}"
-        ) from None
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".partition("\n")[0]

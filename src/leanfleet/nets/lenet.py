@@ -7,6 +7,8 @@ from typing import Final
 
 from torch import nn
 
+from leanfleet.nets.response_norm import ResponseNorm
+
 SIZE: Final = 32
 """Height and width of the images that it takes."""
 
@@ -39,9 +41,9 @@ def lenet(widths: tuple[int, int, int, int], *, classes: int, channels: int) -> 
     )
 
 
-def response_norm() -> nn.LocalResponseNorm:
+def response_norm() -> ResponseNorm:
     """Return the normalisation over neighbouring channels that both convolutional layers end with."""
-    return nn.LocalResponseNorm(4, alpha=0.001 / 9, beta=0.75, k=1.0)
+    return ResponseNorm(4, alpha=0.001 / 9, beta=0.75, k=1.0)
 
 
 def _conv_layer(channels: int, filters: int) -> nn.Sequential:

@@ -161,6 +161,23 @@ def terms_text(ranking: Ranking) -> str:
     )
 
 
+def held_out_notes(groups: Sequence[Group]) -> list[str]:
+    """Return what split runs are worth to clients that took no part, where there were any."""
+    found = []
+    for group in groups:
+        totals = [record.totals for record in group.records]
+        mean, nearest = (
+            spread_of([t.get(key) for t in totals])
+            for key in ("held_out_accuracy", "held_out_accuracy_nearest")
+        )
+        if mean and nearest:
+            found.append(
+                f"{group.label}: clients that were held out reach {percent(mean)} % with the mean of all halves and "
+                f"masks, {percent(nearest)} % with those of the client whose network fits a few of their samples best"
+            )
+    return found
+
+
 def _standing(record: Record, byte_mode: ByteMode, compute_mode: ComputeMode) -> _Standing:
     evaluations = record.evaluations
     # What was spent after the last evaluation of an unfinished run has not shown yet.
@@ -289,7 +306,7 @@ def _notes(
     lacking = [run["record"] for run in runs if run["accuracy"] is None]
     if lacking:
         found.append(f"no score where a run was never evaluated: {', '.join(lacking)}")
-    return [*found, *notes(groups)]
+    return [*found, *held_out_notes(groups), *notes(groups)]
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from typing import Literal, Self
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import nn
 
 from leanfleet.randomness import key, torch_generator
-from leanfleet.split.client import Client
+from leanfleet.split.client import Client, LocalLoss
 from leanfleet.split.costs import local_rounds, talkers
-from leanfleet.split.heads import head_macs, projection_head
+from leanfleet.split.heads import EMBEDDING, head_macs, local_head
 from leanfleet.split.masked import MaskedServer, MaskSetting, Scope
 from leanfleet.split.method import SplitMethod, SplitOptions
 from leanfleet.split.ntxent import ntxent
 from leanfleet.split.orchestrator import SELECTIONS, Orchestrator
-from leanfleet.split.response_norm import ResponseNorm
-from leanfleet.split.server import PlainServer, Server
+from leanfleet.split.server import CPU, PlainServer, Server
 
 
 class AdaSplitOptions(SplitOptions):
@@ -33,9 +34,10 @@ class AdaSplitOptions(SplitOptions):
         masks: One number a weight, one an output channel (ours), or none.
         mask_penalty: Weight of the sum of all masks (lambda).
         mask_scope: Whose masks it shrinks: all clients', or those of the client in the batch (ours).
-        local_loss: Whether clients train on the contrastive loss; else their half stays as it is (unless
-            `server_grad`).
-        head: Whether a projection head stands before it.
+        local_loss: What clients train on by themselves: the paper's contrastive loss; the cross entropy of an
+            auxiliary classifier behind their half (Mu and Shen 2023); or nothing, then their half stays as it is
+            (unless `server_grad`).
+        head: Whether a projection head stands before the contrastive loss.
         temperature: Of the contrastive loss (tau).
         activation_l1: Weight of the activations' L1 norm, summed over batch and units.
         server_grad: Whether clients that are heard get the gradient of the cross entropy too.
@@ -51,7 +53,7 @@ class AdaSplitOptions(SplitOptions):
     masks: Literal["weight", "channel", "none"] = "weight"
     mask_penalty: float = Field(1e-3, ge=0)
     mask_scope: Scope = "all"
-    local_loss: bool = True
+    local_loss: Literal["ntxent", "aux_ce", "none"] = "ntxent"
     head: bool = True
     temperature: float = Field(0.07, gt=0)
     activation_l1: float = Field(0.0, ge=0)
@@ -60,8 +62,10 @@ class AdaSplitOptions(SplitOptions):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.activation_l1 and not self.local_loss:
-            raise ValueError("activation_l1: goes with local_loss = true only")
+        if self.activation_l1 and self.local_loss == "none":
+            raise ValueError("activation_l1: does not go with local_loss = none")
+        if self.local_loss == "aux_ce" and not self.head:
+            raise ValueError("local_loss = aux_ce: the auxiliary classifier is a head; leave head = true")
         return self
 
 
@@ -111,22 +115,28 @@ class AdaSplit(SplitMethod[AdaSplitOptions]):
     def client(self) -> Client:
         """See `SplitMethod.client`."""
         o, s = self.options, self.setting
-        projects = o.local_loss and o.head
+        losses: dict[str, LocalLoss | None] = {
+            "ntxent": partial(ntxent, temperature=o.temperature),
+            "aux_ce": F.cross_entropy,
+            "none": None,
+        }
+        outputs = s.classes if o.local_loss == "aux_ce" else EMBEDDING
+        headed = o.local_loss != "none" and o.head
         return Client(
             self.client_half(),
-            head=self._head() if projects else None,
-            head_macs=head_macs(s.cut.shape) if projects else 0,
-            loss=partial(ntxent, temperature=o.temperature) if o.local_loss else None,
+            head=self._head(outputs) if headed else None,
+            head_macs=head_macs(s.cut.shape, outputs) if headed else 0,
+            loss=losses[o.local_loss],
             listens=o.server_grad,
             lr=s.lr,
             weight_decay=s.weight_decay,
             activation_l1=o.activation_l1,
         )
 
-    def server(self) -> Server:
+    def server(self, device: torch.device = CPU) -> Server:
         """See `SplitMethod.server`."""
         o, s = self.options, self.setting
-        net = self.server_half()
+        net = self.server_half().to(device)
         if o.masks == "none":
             return PlainServer(net, lr=s.lr, weight_decay=s.weight_decay, replies=o.server_grad)
         return MaskedServer(
@@ -143,9 +153,9 @@ class AdaSplit(SplitMethod[AdaSplitOptions]):
         """Return the norm that ends a convolutional layer of LeNet: a server with masks applies it once more."""
         norms = [m for m in self.setting.cut.client.modules() if isinstance(m, nn.LocalResponseNorm)]
         again = self.personal and norms and len(self.setting.cut.shape) > 1
-        return ResponseNorm.of(norms[-1]) if again else nn.Identity()
+        return copy.deepcopy(norms[-1]) if again else nn.Identity()
 
-    def _head(self) -> nn.Module:
+    def _head(self, outputs: int) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(key(self.setting.seed, "head"))
-            return projection_head(self.setting.cut.shape)
+            return local_head(self.setting.cut.shape, outputs)

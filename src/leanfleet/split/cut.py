@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from leanfleet.errors import NetworkError, TraceError, did_you_mean
-from leanfleet.split.counting import by_formula, counted
+from leanfleet.nets.macs import MacCounter
+from leanfleet.split.counting import counted
 from leanfleet.split.graph import before, crossing, find, halves, layers_of, narrow, rectified, traced
 
 _SHOWN = 6  # places that an error names
@@ -151,9 +152,7 @@ def _by_number(net: nn.Module, at: int) -> tuple[nn.Module, nn.Module, bool]:
     client, server = (nn.Sequential(OrderedDict(half)) for half in (layers[:at], layers[at:]))
     for half in (client, server):
         half.training = net.training
-    graph = _graph(client)
-    # What torch.fx cannot follow may do anything; then whole gradients travel.
-    return client, server, graph is not None and rectified(client, _last(graph))
+    return client, server, _ends_rectified(client)
 
 
 def _by_name(net: nn.Module, at: str, example: Tensor) -> tuple[nn.Module, nn.Module, bool]:
@@ -173,41 +172,37 @@ def _by_name(net: nn.Module, at: str, example: Tensor) -> tuple[nn.Module, nn.Mo
     return client, server, rectified(net, node)
 
 
-def _graph(half: nn.Module) -> fx.Graph | None:
-    """Return a half's graph; None if torch.fx cannot trace it."""
+def _ends_rectified(half: nn.Module) -> bool:
     try:
-        return half.graph if isinstance(half, fx.GraphModule) else traced(half)
+        graph = traced(half)
     except TraceError:
-        return None
-
-
-def _last(graph: fx.Graph) -> fx.Node:
-    """Return the node whose value a graph gives."""
-    output: fx.Node = next(node for node in graph.nodes if node.op == "output")
-    return output.all_input_nodes[0]
+        # What torch.fx cannot follow may do anything; then whole gradients travel.
+        return False
+    output = next(node for node in graph.nodes if node.op == "output")
+    return rectified(half, output.all_input_nodes[0])
 
 
 class _Watch(fx.Interpreter):
     """Runs a graph; notes what its calls cost, and the shapes, for one sample, of the tensors they give."""
 
-    def __init__(self, module: fx.GraphModule, count: Callable[[], int]) -> None:
+    def __init__(self, module: fx.GraphModule, counter: MacCounter) -> None:
         super().__init__(module)
         self.shapes: dict[fx.Node, tuple[int, ...]] = {}
         self.macs: dict[fx.Node, int] = {}
-        self._count = count
+        self._counter = counter
 
     def run_node(self, n: fx.Node) -> Any:
-        already = self._count()
+        already = self._counter.macs
         result = super().run_node(n)
-        self.macs[n] = self._count() - already
+        self.macs[n] = self._counter.macs - already
         if isinstance(result, Tensor) and result.is_floating_point() and result.ndim > 1:
             self.shapes[n] = tuple(result.shape[1:])
         return result
 
 
 def _watched(net: nn.Module, graph: fx.Graph, example: Tensor) -> _Watch:
-    with counted(net, example, by_formula(net, graph)) as count:
-        watch = _Watch(fx.GraphModule(net, graph), count)
+    with counted(net, example) as counter:
+        watch = _Watch(fx.GraphModule(net, graph), counter)
         # The module has a copy of the graph; ours is the one that is asked about.
         watch.graph = graph
         watch.run(example)
@@ -216,11 +211,11 @@ def _watched(net: nn.Module, graph: fx.Graph, example: Tensor) -> _Watch:
 
 def _run(half: nn.Module, example: Tensor) -> tuple[Tensor, int]:
     """Return what a half makes of one sample, and its multiply-accumulates."""
-    with counted(half, example, by_formula(half, _graph(half))) as count:
+    with counted(half, example) as counter:
         result = half(example)
     if not isinstance(result, Tensor):
         raise NetworkError(f"a half gives a {type(result).__name__}, not a tensor; cut elsewhere")
-    return result, count()
+    return result, counter.macs
 
 
 def _check_sharing(at: int | str, client: nn.Module, server: nn.Module) -> None:

@@ -81,7 +81,7 @@ class MaskedServer:
         for tensor in (*self._weights.values(), *row.values()):
             tensor.grad = None
         with unharmed(self._net):
-            view = masks.effective(self._weights, masks.opened(row), self._setting.kind)
+            view = masks.effective(self._weights, masks.soft(row), self._setting.kind)
             # A copy: the half may begin with a step in place.
             logits = functional_call(self._net, view, (self._entry(activation.clone()),))
             loss = F.cross_entropy(logits, labels)
@@ -101,11 +101,11 @@ class MaskedServer:
 
     def view(self, client: int) -> View:
         """See `Server.view`."""
-        return self._view(masks.opened(self._rows[client]))
+        return self._view(masks.soft(self._rows[client]))
 
-    def stranger(self) -> View:
+    def unseen(self) -> View:
         """Return what a client is served with that has never been seen: the mean of all masks (our decision)."""
-        return self._view(masks.of_stranger(self._logits))
+        return self._view(masks.of_unseen(self._logits))
 
     def tensors(self) -> dict[str, Tensor]:
         """See `Server.tensors`."""
@@ -125,9 +125,9 @@ class MaskedServer:
         for who, optimiser in self._optimisers.items():
             optimiser.restore(_under(who, tensors))
 
-    def _view(self, opened: Mapping[str, Tensor]) -> View:
+    def _view(self, soft: Mapping[str, Tensor]) -> View:
         with torch.no_grad():
-            own = masks.effective(self._weights, opened, self._setting.kind)
+            own = masks.effective(self._weights, soft, self._setting.kind)
         return {**dict(self._net.named_buffers()), **{name: t.detach() for name, t in own.items()}}
 
     def _descend(self, client: int, row: Mapping[str, Tensor]) -> None:

@@ -43,12 +43,12 @@ def row(logits: Mapping[str, Tensor], client: int) -> dict[str, Tensor]:
     return {name: v.detach()[client].requires_grad_() for name, v in logits.items()}
 
 
-def opened(row: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def soft(row: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the masks sigmoid(V) of a client, from its logits."""
     return {name: v.sigmoid() for name, v in row.items()}
 
 
-def of_stranger(logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def of_unseen(logits: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the masks for a client that has none: the mean of all clients' masks (our decision)."""
     return {name: v.detach().sigmoid().mean(0) for name, v in logits.items()}
 
@@ -58,7 +58,7 @@ def effective(params: Mapping[str, Tensor], masks: Mapping[str, Tensor], kind: K
 
     Args:
         params: The server's parameters W.
-        masks: One client's, from `opened` or `of_stranger`.
+        masks: One client's, from `soft` or `of_unseen`.
         kind: What they were made as.
     """
     owners = _owners(params, kind)

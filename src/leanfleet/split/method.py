@@ -19,8 +19,7 @@ from leanfleet.options import Options
 from leanfleet.split.client import Client
 from leanfleet.split.cut import Cut
 from leanfleet.split.orchestrator import All, Orchestrator
-from leanfleet.split.response_norm import with_fast_norms
-from leanfleet.split.server import Server, View
+from leanfleet.split.server import CPU, Server, View
 from leanfleet.wire import Values
 
 
@@ -154,8 +153,12 @@ class SplitMethod(ABC, Generic[O]):
         """Return a client at its start; all start alike."""
 
     @abstractmethod
-    def server(self) -> Server:
-        """Return the server at its start."""
+    def server(self, device: torch.device = CPU) -> Server:
+        """Return the server at its start.
+
+        Args:
+            device: Where it computes, and where what it is given must be.
+        """
 
     def client_macs(self, *, sends: bool, answered: bool = True) -> Macs:
         """Return what a step costs a client for every sample.
@@ -206,11 +209,11 @@ class SplitMethod(ABC, Generic[O]):
 
     def client_half(self) -> nn.Module:
         """Return a copy of the client's half at its start."""
-        return with_fast_norms(copy.deepcopy(self.setting.cut.client))
+        return copy.deepcopy(self.setting.cut.client)
 
     def server_half(self) -> nn.Module:
         """Return a copy of the server's half at its start."""
-        return with_fast_norms(copy.deepcopy(self.setting.cut.server))
+        return copy.deepcopy(self.setting.cut.server)
 
     @cached_property
     def _served(self) -> tuple[nn.Module, nn.Module]:

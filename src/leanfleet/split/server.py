@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from leanfleet.averaging import WeightedSum
 from leanfleet.errors import WireError
 from leanfleet.split.adam import Adam
+
+CPU: Final = torch.device("cpu")
 
 View = dict[str, Tensor]
 """Parameters and statistics of the server's half as one client is served with them."""

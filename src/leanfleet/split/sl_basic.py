@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
+
 from leanfleet.split.client import Client
 from leanfleet.split.method import SplitMethod, SplitOptions
-from leanfleet.split.server import PlainServer, Server
+from leanfleet.split.server import CPU, PlainServer, Server
 
 
 class SLBasicOptions(SplitOptions):
@@ -41,7 +43,7 @@ class SLBasic(SplitMethod[SLBasicOptions]):
         s = self.setting
         return Client(self.client_half(), listens=True, lr=s.lr, weight_decay=s.weight_decay)
 
-    def server(self) -> Server:
+    def server(self, device: torch.device = CPU) -> Server:
         """See `SplitMethod.server`."""
         s = self.setting
-        return PlainServer(self.server_half(), lr=s.lr, weight_decay=s.weight_decay, replies=True)
+        return PlainServer(self.server_half().to(device), lr=s.lr, weight_decay=s.weight_decay, replies=True)

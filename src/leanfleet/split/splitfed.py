@@ -8,7 +8,7 @@ import torch
 
 from leanfleet.split.client import Client
 from leanfleet.split.method import SplitMethod, SplitOptions
-from leanfleet.split.server import CopiesServer, PlainServer, Server
+from leanfleet.split.server import CPU, CopiesServer, PlainServer, Server
 
 
 class SplitFedOptions(SplitOptions):
@@ -40,8 +40,8 @@ class SplitFed(SplitMethod[SplitFedOptions]):
         s = self.setting
         return Client(self.client_half(), listens=True, lr=s.lr, weight_decay=s.weight_decay)
 
-    def server(self) -> Server:
+    def server(self, device: torch.device = CPU) -> Server:
         """See `SplitMethod.server`."""
         s = self.setting
-        first = PlainServer(self.server_half(), lr=s.lr, weight_decay=s.weight_decay, replies=True)
+        first = PlainServer(self.server_half().to(device), lr=s.lr, weight_decay=s.weight_decay, replies=True)
         return CopiesServer(first, s.clients) if self.options.version == 1 else first
