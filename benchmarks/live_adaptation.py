@@ -28,7 +28,7 @@ import torch
 
 from leanfleet.engines.devices import add_update, make_pacer, take_part
 from leanfleet.engines.flower.caps import Caps
-from leanfleet.engines.flower.measuring import MeasuredClock, Profile, calibrate
+from leanfleet.engines.flower.measuring import MeasuredClock, MeasuredPacer, Profile, calibrate
 from leanfleet.engines.job import FederatedJob, federated_job
 from leanfleet.experiment import loads
 from leanfleet.federated import Report
@@ -91,7 +91,7 @@ class Load:
 
 
 class TracedClock(MeasuredClock):
-    """Notes when each step ended, the rate that was measured, and how wide the step was."""
+    """Notes when each step ended, the whole network's rate as measured by then, and how wide the step was."""
 
     steps: list[tuple[float, float, float]]
 
@@ -131,7 +131,7 @@ def play(job: FederatedJob, profile: Profile, rounds: int, busy: int) -> Seen:
             arrived = time.monotonic()
             clock = TracedClock(profile, Caps(), arrived)
             clock.steps = []
-            pacer = make_pacer(job, clock, 0.0, seconds, samples)
+            pacer = make_pacer(job, clock, 0.0, seconds, samples, MeasuredPacer)
             up = take_part(job, 0, number, encode(assigned), pacer)
             now, profile = clock.now(), clock.profile
             total, begun = method.empty(params), arrived - load.start
@@ -173,7 +173,9 @@ def draw(found: list[Seen], seconds: float, path: Path) -> None:
                 axis.axvspan(on, off, color="tab:orange", alpha=0.15, lw=0)
         rate.set_title(seen.method)
         left.set_xlabel("seconds")
-    for axis, label in zip(axes[:, 0], ("measured GMAC/s", "share of all MACs", "seconds left"), strict=True):
+    for axis, label in zip(
+        axes[:, 0], ("measured GMAC/s", "chosen: share of all MACs", "seconds left at the end"), strict=True
+    ):
         axis.set_ylabel(label)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
@@ -195,7 +197,8 @@ def main() -> None:
     os.sched_setaffinity(0, {given.core})
     torch.set_num_threads(1)
     probe = make_job("fedavg", given.seconds, 1)
-    step = calibrate(probe).seconds(calibrate(probe).whole_macs)
+    idle = calibrate(probe)
+    step = idle.seconds(idle.whole_macs)
     steps = len(probe.parts[0]) / probe.training.batch_size
     epochs = max(1, round(FULL_SHARE * given.seconds / (step * steps)))
     found = []

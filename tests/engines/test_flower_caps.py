@@ -56,6 +56,44 @@ def test_without_cgroups_there_are_none(tmp_path, monkeypatch):
     assert caps._cgroup(tmp_path) == (math.inf, None)
 
 
+@pytest.fixture
+def process(monkeypatch):
+    """What this process holds, and the machine has left: bytes of data, resident, available."""
+    held = SimpleNamespace(data=300, rss=400, available=10_000)
+    monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(memory_info=lambda: held))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: held)
+    caps._held_at_first.cache_clear()
+    yield held
+    caps._held_at_first.cache_clear()
+
+
+def test_room_is_the_least_of_what_owner_cgroup_and_machine_allow(cgroup, tmp_path, process):
+    assert Caps().room(tmp_path) == 10_000
+    assert Caps(memory_bytes=5_000).room(tmp_path) == 5_000 - 300
+    (cgroup.parent / "memory.max").write_text("4000")
+    (cgroup.parent / "memory.current").write_text("3000")
+    assert Caps(memory_bytes=5_000).room(tmp_path) == 1_000
+    (cgroup.parent / "memory.stat").write_text("anon 2500\ninactive_file 500\n")
+    assert Caps(memory_bytes=5_000).room(tmp_path) == 1_500, "files can be read again"
+    process.available = 700
+    assert Caps(memory_bytes=5_000).room(tmp_path) == 700
+    assert Caps(memory_bytes=100).room(tmp_path) < 0
+
+
+def test_what_training_has_left_behind_is_room_for_training(cgroup, tmp_path, process):
+    """Our allocator keeps the memory of a step for the next one, and a process may live on."""
+    before = Caps(memory_bytes=5_000).room(tmp_path), Caps().room(tmp_path)
+    process.rss, process.data, process.available = 1_400, 1_300, 9_000
+    assert (Caps(memory_bytes=5_000).room(tmp_path), Caps().room(tmp_path)) == before
+
+
+def test_a_process_over_its_limit_can_still_say_so(monkeypatch, process):
+    monkeypatch.setattr(
+        caps.resource, "setrlimit", lambda *given: pytest.fail("nothing could be said any more")
+    )
+    Caps(torch.get_num_threads(), memory_bytes=200).apply()
+
+
 @pytest.mark.parametrize(
     "config",
     [{"cpu-share": 0}, {"cpu-share": 2.0}, {"cpu-share": "half"}, {"memory-mb": -1}, {"memory-mb": "1G"}],

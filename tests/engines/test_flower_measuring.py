@@ -1,17 +1,23 @@
-"""What a device learns of itself, and that an unchanged pacer meets the deadline with it."""
+"""What a device learns of itself, and that it meets the deadline with it."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from leanfleet.engines.devices import make_pacer, take_part
+from leanfleet.engines.flower import measuring
 from leanfleet.engines.flower.caps import Caps
-from leanfleet.engines.flower.measuring import MeasuredClock, Profile, _line, calibrate
+from leanfleet.engines.flower.measuring import MeasuredClock, MeasuredPacer, Profile, calibrate, workload
 from leanfleet.engines.job import federated_job
 from leanfleet.ledger import PHI
+from leanfleet.profiling import StepTime
+from leanfleet.subnet.lut import Lut
 from leanfleet.wire import decode, encode
 from tiny_experiment import experiment
 
@@ -39,22 +45,34 @@ class Machine:
         self.t += self.profile.seconds(macs) * self.load(self.t)
 
 
-def profile(offset=0.0, slope=1e-6):
-    return Profile(offset, slope, WHOLE)
+def profile(offset=0.0, seconds=1.0, whole=WHOLE):
+    """A line from what a step of no MACs takes to what the whole network's takes."""
+    return Profile([0.0, whole], [offset, seconds])
 
 
-@given(st.floats(0, 1e3), st.floats(1e-9, 1e3))
-def test_a_line_without_noise_is_found(offset, slope):
-    points = [(m, offset + slope * m) for m in (1.0, 2.0, 4.0)]
-    found = _line(points)
-    assert found == pytest.approx((offset, slope), rel=1e-6, abs=1e-9 * (1 + offset + slope))
+@st.composite
+def profiles(draw):
+    """Any that a calibration may find."""
+    count = draw(st.integers(1, 6))
+    macs = np.cumsum(draw(st.lists(st.floats(1e3, 1e9), min_size=count, max_size=count))).tolist()
+    took = np.cumsum(draw(st.lists(st.floats(0, 10), min_size=count + 1, max_size=count + 1))) + 1e-6
+    return Profile([0.0, *macs], took.tolist(), ratio=draw(st.floats(0.1, 10)))
 
 
-@given(st.lists(st.tuples(st.floats(1, 1e9), st.floats(1e-6, 1e3)), min_size=1, max_size=5))
-def test_no_measurement_makes_a_step_cost_nothing(points):
-    offset, slope = _line(points)
-    assert offset >= 0
-    assert slope > 0
+@given(profiles(), st.floats(0, 1), st.floats(0, 1))
+def test_more_macs_never_take_less(known, one, other):
+    narrow, wide = sorted((one, other))
+    assert known.seconds(narrow * known.whole_macs) <= known.seconds(wide * known.whole_macs)
+
+
+@given(profiles(), st.floats(0.01, 1.5))
+def test_what_fits_a_time_is_predicted_to_take_it_at_most(known, share):
+    """And nothing larger does: it is the largest step."""
+    seconds = share * known.seconds(known.whole_macs)
+    found = known.macs_within(seconds)
+    if found:
+        assert known.seconds(found) <= seconds * (1 + 1e-6)
+    assert known.seconds(found + 1e-3 * known.whole_macs) >= seconds * (1 - 1e-6)
 
 
 def test_the_ratio_is_a_moving_average_with_alpha_0_3():
@@ -89,13 +107,12 @@ def test_half_a_core_rests_as_long_as_it_works():
     assert clock.rate() == pytest.approx(WHOLE / 2, rel=0.01), "and the pacer is told"
 
 
-def test_the_rate_is_that_of_steps_like_the_last_one():
-    machine = Machine(profile(offset=1.0))
+def test_the_rate_is_that_of_the_whole_network():
+    machine = Machine(profile(offset=1.0, seconds=2.0))
     clock = machine.clock()
-    assert clock.rate() == pytest.approx(WHOLE / 2)
     machine.compute(WHOLE / 4)
     clock.spend(WHOLE / 4)
-    assert clock.rate() == pytest.approx(WHOLE / 4 / 1.25)
+    assert clock.rate() == pytest.approx(WHOLE / 2)
     assert clock.share == pytest.approx(0.25)
 
 
@@ -112,6 +129,23 @@ def test_a_device_that_may_not_train_has_no_rate_and_waits():
     assert machine.t == 1.0
     assert clock.available(0.0, 2.0) == pytest.approx(2 * WHOLE)
     assert clock.available(3.0, 2.0) == 0.0
+    pacer = MeasuredPacer(clock, round_start=0.0, round_seconds=4.0, samples=4)
+    assert pacer.budget(1, 1.0) is None
+    assert machine.t >= 4.0
+
+
+@given(st.floats(0.0, 0.9), st.floats(0.1, 1.2))
+def test_the_budget_is_the_step_that_takes_the_time_there_is(offset, share):
+    """At once, whatever the last step was: a step of half the MACs takes more than half of the time."""
+    machine = Machine(profile(offset=offset))
+    pacer = MeasuredPacer(machine.clock(), round_start=0.0, round_seconds=10 * share, samples=10, margin=0.0)
+    budget = pacer.budget(1, 0.0)
+    if share <= offset:
+        assert budget is None or budget == pytest.approx(0.0, abs=1e-3)
+    elif share <= 1:
+        assert machine.profile.seconds(PHI * budget) == pytest.approx(share, abs=1e-6)
+    else:
+        assert budget >= WHOLE / PHI
 
 
 LOADS = {
@@ -132,7 +166,7 @@ def test_distreal_meets_its_deadline_whatever_else_runs(monkeypatch, load, offse
     whole = float(PHI * plan.macs_of(plan.full) * 4)
     # All steps whole would take 80 % of the round on an idle device.
     step = 8.0 / (samples / 4)
-    machine = Machine(Profile(offset * step, (1 - offset) * step / whole, whole), LOADS[load])
+    machine = Machine(profile(offset * step, step, whole), LOADS[load])
     clock = machine.clock()
     done = clock.spend
 
@@ -141,7 +175,7 @@ def test_distreal_meets_its_deadline_whatever_else_runs(monkeypatch, load, offse
         done(macs)
 
     monkeypatch.setattr(clock, "spend", spend)
-    pacer = make_pacer(job, clock, 0.0, 10.0, samples)
+    pacer = make_pacer(job, clock, 0.0, 10.0, samples, MeasuredPacer)
     params = {name: p.detach() for name, p in job.net.named_parameters()}
     down = encode(method.assign(params, None, 0, torch.Generator()))
     up = take_part(job, 0, 0, down, pacer)
@@ -157,5 +191,38 @@ def test_calibration_knows_the_whole_network_and_stops_in_time():
     found = calibrate(job, seconds=0.0)
     assert found.whole_macs == PHI * plan.macs_of(plan.full) * 4
     assert found.seconds(found.whole_macs) > 0
+    assert found.most_bytes > 4 * sum(shape.numel() for shape in plan.parameters.values())
     assert Profile(**found.state()) == found
     assert found.whole_rate == pytest.approx(found.whole_macs / found.seconds(found.whole_macs))
+
+
+class Timed(StepTime):
+    """A fit that is given: layers cost very different times for their MACs."""
+
+    @classmethod
+    def profile(cls, work, seconds=0.0, room=0.0):
+        b_and_c = np.random.default_rng(0).uniform(0, 1e-4, 2 * len(work.plan.terms))
+        return cls(work.plan, np.array([1e-3, *b_and_c]))
+
+
+@pytest.mark.parametrize("searched", [False, True], ids=["sorted by MACs", "by another machine's seconds"])
+def test_every_row_is_picked_for_the_time_that_is_predicted_for_it(monkeypatch, searched):
+    monkeypatch.setattr(measuring, "StepTime", Timed)
+    job = federated_job(experiment("training.batch_size=4"))
+    plan, rng = job.method.plan, np.random.default_rng(1)
+    vectors = [tuple(vector) for vector in rng.uniform(0, 0.5, (20, len(plan.groups))).tolist()]
+    table = Lut.of(plan, vectors, "random")
+    if searched:
+        table = replace(table, rows=tuple(replace(r, seconds=rng.uniform(1, 2)) for r in table.rows))
+    job.method.lut = table
+    took = dict(
+        zip(table.rows, Timed.profile(workload(job))(np.array([r.rates for r in table.rows])), strict=True)
+    )
+    assert sorted(took.values()) != [took[row] for row in table.rows], "or else there is nothing to see"
+    found = calibrate(job)
+    for seconds in np.linspace(1.001 * min(took.values()), found.took[-1], 50):
+        row = table.pick(found.macs_within(seconds) / (PHI * 4))
+        within = [each for each in table.rows if took[each] <= seconds]
+        assert row in within or seconds < found.took[1]
+        if not searched and within:
+            assert row.macs >= max(each.macs for each in within) * (1 - 1e-9)

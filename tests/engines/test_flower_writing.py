@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from leanfleet.engines.flower import experiment_of
-from leanfleet.engines.flower.server import Terms
+from leanfleet.engines.flower import client_app, experiment_of, server_app
+from leanfleet.engines.flower.terms import Terms
 from leanfleet.engines.flower.writing import commands, write_app, write_keys
 from leanfleet.engines.job import federated_job
 from leanfleet.errors import ExperimentError, UserError
@@ -59,11 +59,17 @@ def test_flower_accepts_the_app_and_packs_all_that_a_device_needs(tmp_path):
     assert len(federated_job(experiment_of(tmp_path / "device")).method.lut.rows) == 5
 
 
-@pytest.mark.parametrize("method", ["adasplit", "sl-basic", "splitfed"])
+@pytest.mark.parametrize("method", ["sl-basic", "splitfed"])
 def test_what_needs_messages_within_a_round_is_refused_in_one_line(tmp_path, method):
     with pytest.raises(ExperimentError, match=f"'{method}': needs messages within a round"):
         write_app(experiment(f"method.name={method}"), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_client_of_adasplit_is_another_app(tmp_path):
+    write_app(experiment("method.name=adasplit", "method.cut=7", "method.selection_window=5"), tmp_path)
+    assert client_app(tmp_path).__class__.__name__ == "ClientApp"
+    assert server_app(tmp_path).__class__.__name__ == "ServerApp"
 
 
 def test_an_app_is_never_overwritten(tmp_path):

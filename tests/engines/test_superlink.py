@@ -37,6 +37,27 @@ batch_size = 16
 epochs = 2
 """
 
+SPLIT = """
+[experiment]
+name = "split"
+rounds = 3
+[data]
+partition = "classes(5)"
+[network]
+name = "digits-cnn-small"
+[fleet]
+devices = 2
+[training]
+iterations = 12
+batch_size = 16
+[method]
+name = "adasplit"
+cut = 7
+kappa = 0.34
+eta = 1.0
+selection_window = 12
+"""
+
 # What a node with `spoil` in its configuration does to its updates.
 SPOILER = """
 import torch
@@ -100,6 +121,21 @@ def test_a_fleet_of_real_processes_converges_and_meters_what_flower_meters(tmp_p
     rates = {device: found["rate_macs_per_s"] for device, found in status(folder)["devices"].items()}
     assert set(rates) == {"0", "1", "2"}
     assert all(rate > 0 for rate in rates.values())
+
+
+def test_clients_of_adasplit_live_on_between_cold_processes(tmp_path):
+    with RealFleet(tmp_path, SPLIT, 2) as fleet:
+        fleet.run()
+        folder = fleet.runs / "split"
+        finished(fleet, folder, 600)
+    found = events(folder)
+    assert ["heard" in event for event in found] == [False, True, True]
+    assert found[-1]["heard"] == [12, 12]
+    assert (found[-1]["rejected"], found[-1]["silent"], found[-1]["stragglers"]) == ([], [], 0)
+    # No state had to be sent: what a client was is in its node, and goes on from message to message.
+    assert found[-1]["bytes_down"] == 0
+    steps = [int(Run.open(folder).latest().tensors[f"clients/{i}/adam/0/step"]) for i in range(2)]
+    assert steps == [36, 36]
 
 
 def test_strangers_are_turned_away_on_both_sides(tmp_path):

@@ -6,8 +6,9 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from flwr.app import Message as Letter
@@ -15,11 +16,17 @@ from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from leanfleet.engines.flower.messages import REGISTER, Registration, packed
-from leanfleet.errors import WireError
+from leanfleet.engines.flower.terms import Terms
+from leanfleet.errors import LeanfleetError, WireError
+from leanfleet.storage import write_json
 
 log = logging.getLogger("leanfleet.fleet")
 
+STATUS = "fleet.json"
+"""The file of a record that says what every device is doing."""
+
 _KEPT = 5
+_PATIENCE_ROUNDS, _SHORTEST_PATIENCE_SECONDS = 3.0, 60.0
 
 
 @dataclass(eq=False)
@@ -85,20 +92,71 @@ class Fleet:
 
     Args:
         grid: Flower's.
+        terms: The run's.
+        folder: The record, where those who watch are told.
         samples: Samples of every device whose share the experiment deals out.
         most_samples: The most that a device with data of its own may claim.
-        patience_seconds: When a node that does not answer is tried again; doubles with every miss.
+        round_seconds: Of three of these, or a minute, is the patience with a node that does not answer until it is
+            tried again; it doubles with every miss.
     """
 
     def __init__(
-        self, grid: Grid, samples: Mapping[int, int], most_samples: int, patience_seconds: float
+        self,
+        grid: Grid,
+        terms: Terms,
+        folder: Path,
+        samples: Mapping[int, int],
+        most_samples: int,
+        round_seconds: float,
     ) -> None:
-        self._grid, self._samples, self._most = grid, samples, most_samples
-        self._patience = patience_seconds
+        self._grid, self._terms, self._folder = grid, terms, folder
+        self._samples, self._most = samples, most_samples
+        self._patience = max(_PATIENCE_ROUNDS * round_seconds, _SHORTEST_PATIENCE_SECONDS)
+        self._told: dict[str, Any] = {}
         self._sent: dict[str, Sent] = {}
         self._online: set[int] = set()
         self._greeted: dict[int, float] = {}
         self.nodes: dict[int, Node] = {}
+
+    def gather(self, wanted: int, round: int) -> list[Answer]:
+        """Wait until enough devices are free; return what is answered meanwhile, too late for its round.
+
+        Raises:
+            LeanfleetError: They do not come.
+        """
+        end, told, tardy = time.monotonic() + self._terms.wait_seconds, -1, list[Answer]()
+        while True:
+            self.greet()
+            tardy += self.poll()
+            there = len(self.free())
+            if there >= wanted:
+                return tardy
+            if there != told:
+                log.info("round %d: %d of %d devices are there", round + 1, there, wanted)
+            if time.monotonic() > end:
+                came = f"round {round + 1}: {there} of {wanted} devices came"
+                raise LeanfleetError(f"{came}; the record can be resumed")
+            told = there
+            self.tell(round)
+            time.sleep(self._terms.poll_seconds)
+
+    def attend(self, round: int, take: Callable[[Answer], None], over: Callable[[], bool]) -> None:
+        """Take what is answered until it is over; what is there already is in time."""
+        while True:
+            self.tell(round)
+            for answer in self.poll():
+                take(answer)
+            if over():
+                return
+            time.sleep(self._terms.poll_seconds)
+
+    def tell(self, round: int) -> None:
+        """Write what every device is doing, for those who watch."""
+        devices = {str(node.device): node.shown() for node in self.nodes.values() if node.samples}
+        told = {"round": round + 1, "devices": devices}
+        if told != self._told:
+            write_json(self._folder / STATUS, told)
+            self._told = told
 
     def free(self) -> dict[int, Node]:
         """Return the online devices that have samples and nothing to do, by their numbers."""

@@ -2,58 +2,69 @@
 
 from __future__ import annotations
 
-import statistics
+import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import torch
+import numpy as np
 
 from leanfleet.engines.flower.caps import Caps
 from leanfleet.engines.job import FederatedJob
-from leanfleet.federated.step import Local, Step
+from leanfleet.federated import Distreal
+from leanfleet.fleet import Pacer
 from leanfleet.ledger import PHI
-from leanfleet.randomness import torch_generator
-
-_RATES = (0.0, 0.25, 0.5)
-_WARM_UP, _REPEATS = 3, 5
+from leanfleet.profiling import StepTime, Workload, most_bytes
+from leanfleet.subnet.lut import Lut
 
 # Rapp et al. 2022 leave measuring open; the figures are our decisions.
+_CALIBRATION_SECONDS = 20.0
 _ALPHA = 0.3
 _JUMP = 2.0
+_SHORTEST_SECONDS = 1e-9
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Seconds of a training step on this device: ratio * (offset + slope * MACs).
+    """What a training step takes on this device: `ratio` times what was predicted for its MACs.
 
     Attributes:
-        offset_seconds: What a step takes however narrow it is.
-        seconds_per_mac: What each training MAC adds.
-        whole_macs: Training MACs of a whole network's step.
+        macs: Training MACs of steps, ascending, from none to the whole network's.
+        took: Seconds that each of them takes, as predicted; never falling.
+        most_bytes: Memory that a step takes at most, whatever it keeps; 0 where nobody has counted.
+        row_bytes: The same of every row of the method's table; empty where there has always been so much room.
         ratio: Measured over predicted, an exponentially weighted mean.
         astray: Whether the last step was off by more than a factor of 2.
     """
 
-    offset_seconds: float
-    seconds_per_mac: float
-    whole_macs: float
+    macs: list[float]
+    took: list[float]
+    most_bytes: int = 0
+    row_bytes: list[int] = field(default_factory=list)
     ratio: float = 1.0
     astray: bool = False
 
     def seconds(self, macs: float) -> float:
         """Return the predicted seconds of a step of so many training MACs."""
-        return self.ratio * (self.offset_seconds + self.seconds_per_mac * macs)
+        # More than all MACs has a mini-batch that the last samples of an epoch were added to.
+        beyond = max(1.0, macs / self.whole_macs)
+        return max(self.ratio * beyond * float(np.interp(macs, self.macs, self.took)), _SHORTEST_SECONDS)
 
-    def rate(self, macs: float) -> float:
-        """Return the training MAC/s of steps of so many training MACs."""
-        return macs / self.seconds(macs)
+    def macs_within(self, seconds: float) -> float:
+        """Return the training MACs of the largest step that takes no more than so many seconds, as predicted."""
+        beyond = max(1.0, seconds / self.seconds(self.whole_macs))
+        return beyond * float(np.interp(seconds / self.ratio, self.took, self.macs))
+
+    @property
+    def whole_macs(self) -> float:
+        """The training MACs of the whole network's step."""
+        return self.macs[-1]
 
     @property
     def whole_rate(self) -> float:
         """The training MAC/s of the whole network's steps."""
-        return self.rate(self.whole_macs)
+        return self.whole_macs / self.seconds(self.whole_macs)
 
     def learn(self, macs: float, seconds: float) -> Profile:
         """Return the profile after a step; one that is far off counts only if the next one is too, then alone."""
@@ -63,65 +74,47 @@ class Profile:
         return replace(self, ratio=self.ratio * (1 - _ALPHA + _ALPHA * off), astray=False)
 
     def state(self) -> dict[str, Any]:
-        """Return all of it under plain names, for the node's state."""
-        return asdict(self)
+        """Return all of it under plain names, for the node's state, which holds no empty lists."""
+        return {name: value for name, value in asdict(self).items() if value != []}
 
 
-def calibrate(job: FederatedJob, seconds: float = 10.0) -> Profile:
-    """Time steps of the method's network at three widths and fit a line.
+def workload(job: FederatedJob) -> Workload:
+    """Return what a training step of a method is."""
+    plan, optimiser = job.method.plan, job.method.setting.optimiser
+    return Workload(plan, optimiser, job.data.shape, len(job.data.classes), job.training.batch_size)
 
-    A clock is told MACs and nothing else, so the fit is over MACs. On an already loaded device it is as slow as it is
-    then: `Profile.learn` follows.
+
+def calibrate(job: FederatedJob, room: float = math.inf, seconds: float = _CALIBRATION_SECONDS) -> Profile:
+    """Time steps of some vectors of dropout rates; predict what each row of the method's table takes.
+
+    On an already loaded device it is as slow as it is then: `Profile.learn` follows.
 
     Args:
         job: What is trained.
-        seconds: When to stop at the latest; the whole network is timed whatever it says.
+        room: Bytes of memory that a step may take.
+        seconds: When to stop at the latest; two vectors are timed whatever it says.
+
+    Raises:
+        MemoryError: There is no room for half of the network.
     """
-    plan, begun = job.method.plan, time.monotonic()
-    points: list[tuple[float, float]] = []
-    for rate in _RATES:
-        if points and time.monotonic() - begun > seconds:
-            break
-        points.append(_timed(job, plan.uniform(rate), begun + seconds))
-    offset, slope = _line(points)
-    return Profile(offset, slope, points[0][0])
-
-
-def _timed(job: FederatedJob, rates: Any, end: float) -> tuple[float, float]:
-    """Return training MACs and seconds of a step at some rates."""
-    plan, training = job.method.plan, job.training
-    kept = plan.draw(rates, torch_generator("calibration"))
-    x = torch.randn(training.batch_size, *job.data.shape, generator=torch_generator("calibration"))
-    batch = (
-        x.contiguous(memory_format=torch.channels_last),
-        torch.arange(len(x)) % len(job.data.classes),
-    )
-    params = {name: torch.full(shape, 0.01) for name, shape in plan.parameters.items()}
-    local = Local(Step(plan, job.method.setting.optimiser, 1e-6, scale=True), params)
-    found = list[float]()
-    while len(found) < _WARM_UP + _REPEATS and (len(found) < 2 or time.monotonic() < end):
-        before = time.perf_counter()
-        local.descend(kept, batch)
-        found.append(time.perf_counter() - before)
-    settled = found[min(_WARM_UP, len(found) - 1) :]
-    return float(PHI * plan.macs_of(kept) * len(x)), statistics.median(settled)
-
-
-def _line(points: list[tuple[float, float]]) -> tuple[float, float]:
-    """Return offset and slope of the best line with neither below 0."""
-    m, t = (statistics.fmean(column) for column in zip(*points, strict=True))
-    spread = sum((macs - m) ** 2 for macs, _ in points)
-    slope = sum((macs - m) * (seconds - t) for macs, seconds in points) / spread if spread else 0.0
-    if not 0.0 < slope <= t / m:
-        return 0.0, t / m
-    return t - slope * m, slope
+    work = workload(job)
+    fit = StepTime.profile(work, seconds, room)
+    method, plan = job.method, job.method.plan
+    table = method.lut if isinstance(method, Distreal) else Lut.uniform(plan)
+    whole = plan.uniform(0.0)
+    # Budgets are MACs: a budget takes what the row takes that is picked for it.
+    took = fit(np.array([*(table.pick(row.macs).rates for row in table.rows), whole]))
+    # Never more than a larger budget, which is then the one to give.
+    took = np.minimum.accumulate(took[::-1])[::-1]
+    macs = [PHI * job.training.batch_size * m for m in (*(row.macs for row in table.rows), plan.macs(whole))]
+    offset = float(fit.coefficients[0])
+    return Profile([0.0, *macs], [offset, *took.tolist()], most_bytes(work))
 
 
 class MeasuredClock:
     """A device's real time, in seconds since a message arrived, and its rate as last measured.
 
-    The rate is that of steps like the last one: narrow steps make fewer MACs a second. A pacer that asks for it before
-    every step so settles where the predicted time is the time it has.
+    The rate is that of the whole network's steps; what narrower ones take, `MeasuredPacer` knows.
 
     Args:
         profile: What is known of the device.
@@ -141,7 +134,7 @@ class MeasuredClock:
     ) -> None:
         self.profile, self._caps, self._arrived = profile, caps, arrived
         self._now, self._sleep = now, sleep
-        self._level, self._first = profile.whole_macs, True
+        self._last_macs, self._first = profile.whole_macs, True
         self._mark = now()
 
     def now(self) -> float:
@@ -150,7 +143,7 @@ class MeasuredClock:
 
     def rate(self) -> float:
         """Return the training MAC/s at this moment; 0 while the device may not train."""
-        return 0.0 if self._caps.paused() else self.profile.rate(self._level)
+        return 0.0 if self._caps.paused() else self.profile.whole_rate
 
     def spend(self, macs: float) -> None:
         """Note that a step has been computed, and rest as long as the share of the CPU asks for."""
@@ -158,8 +151,8 @@ class MeasuredClock:
         now = self._now()
         # A process's first step pays for memory and compilation.
         if not self._first and macs > 0:
-            self.profile = self.profile.learn(macs, max(now - self._mark, 1e-9))
-        self._first, self._mark, self._level = False, now, macs or self._level
+            self.profile = self.profile.learn(macs, max(now - self._mark, _SHORTEST_SECONDS))
+        self._first, self._mark, self._last_macs = False, now, macs or self._last_macs
 
     def wait(self) -> None:
         """Wait a second: the device may not train now."""
@@ -168,9 +161,37 @@ class MeasuredClock:
 
     def available(self, start: float, end: float) -> float:
         """Return the training MACs between two times at the rate of the moment."""
-        return self.profile.rate(self._level) * max(0.0, end - start)
+        return self.profile.whole_rate * max(0.0, end - start)
 
     @property
     def share(self) -> float:
         """The last step's MACs as a share of the whole network's."""
-        return self._level / self.profile.whole_macs
+        return self._last_macs / self.profile.whole_macs
+
+
+class MeasuredPacer(Pacer):
+    """A pacer that knows how long a step of each size takes: on a real device not in proportion to its MACs.
+
+    Args:
+        clock: The device's clock.
+        terms: As `Pacer` takes them.
+    """
+
+    def __init__(self, clock: MeasuredClock, **terms: Any) -> None:
+        super().__init__(clock, **terms)
+        self._measured = clock
+
+    def budget(self, samples: int, cheapest_macs: float) -> float | None:
+        """Return the forward MACs per sample of the largest step that fits the time of one; see `Pacer.budget`."""
+        found = super().budget(samples, cheapest_macs)
+        if found is None:
+            return None
+        profile = self._measured.profile
+        seconds = found * PHI * samples / profile.whole_rate
+        return profile.macs_within(seconds) / (PHI * samples)
+
+    def fits(self, macs: float, samples: int) -> bool:
+        """Return whether a mini-batch is predicted to end by the deadline; see `Pacer.fits`."""
+        profile = self._measured.profile
+        seconds = profile.seconds(PHI * macs * samples)
+        return super().fits(seconds * profile.whole_rate / (PHI * samples), samples)

@@ -20,7 +20,7 @@ def packed(values: Mapping[str, Any], payload: bytes = b"") -> RecordDict:
     """Return values and payload as Flower carries them; an array travels in pieces, other records whole."""
     records = RecordDict({_VALUES: ConfigRecord(dict(values))})
     if payload:
-        records[_PAYLOAD] = ArrayRecord({_PAYLOAD: Array("uint8", (len(payload),), "leanfleet", payload)})
+        put(records, _PAYLOAD, payload)
     return records
 
 
@@ -30,7 +30,21 @@ def payload_of(content: RecordDict) -> bytes:
     Raises:
         WireError: It is not one of ours.
     """
-    arrays = content.array_records.get(_PAYLOAD)
+    return take(content, _PAYLOAD)
+
+
+def put(records: RecordDict, name: str, data: bytes) -> None:
+    """Put bytes among records, of a message or of a node's state."""
+    records[name] = ArrayRecord({_PAYLOAD: Array("uint8", (len(data),), "leanfleet", data)})
+
+
+def take(records: RecordDict, name: str) -> bytes:
+    """Return what was `put` among records, empty if there is nothing.
+
+    Raises:
+        WireError: There is something else.
+    """
+    arrays = records.array_records.get(name)
     if arrays is None:
         return b""
     if set(arrays) != {_PAYLOAD}:
@@ -122,3 +136,45 @@ class Result(Values):
     share: float
     seconds: float
     state: str
+
+
+@dataclass(frozen=True)
+class Stint(Values):
+    """What a client of the split family is asked to do: some mini-batches of a round.
+
+    Attributes:
+        round: The round, from 0.
+        first: The first mini-batch of the round that is meant, from 0.
+        last: The first that is not.
+        sends: Whether the server hears it: its activations come with the answer.
+        returns: Whether its state comes with the answer too.
+        seconds: Time from the message's arrival to the device's deadline; 0 is without end.
+    """
+
+    round: int
+    first: int
+    last: int
+    sends: bool
+    returns: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Worked(Values):
+    """What a client of the split family did, beside the payload.
+
+    Attributes:
+        steps: Mini-batches that it trained on: so many from the first one on.
+        rate_macs_per_s: Training MAC/s, as last measured.
+        seconds: From the message's arrival to the answer.
+        state: "done", `LOST`, or why it did not do all.
+    """
+
+    steps: int
+    rate_macs_per_s: float
+    seconds: float
+    state: str
+
+
+LOST = "lost"
+"""The state of a client that is not at its start, and of which its node knows nothing."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import tomli_w
 
 from leanfleet.engines.flower import LUT, check
+from leanfleet.engines.flower.terms import Terms
 from leanfleet.errors import StorageError, UserError
 from leanfleet.experiment import Experiment, dumps, override
 from leanfleet.storage import write_bytes, write_json, write_text
@@ -50,8 +51,6 @@ def write_app(experiment: Experiment, folder: Path, runs: Path = Path("runs")) -
         UserError: The experiment cannot live behind a SuperLink, or the folder is in use.
         StorageError: The disk refused.
     """
-    from leanfleet.engines.flower.server import Terms
-
     check(experiment)
     if (folder / "pyproject.toml").exists():
         raise UserError(f"{folder}: there is an app already; take another folder with --output")
@@ -64,7 +63,8 @@ def write_app(experiment: Experiment, folder: Path, runs: Path = Path("runs")) -
         "version": "1.0.0",
         "description": f"{experiment.method.name} on a real fleet",
         "license": "Apache-2.0",
-        "dependencies": ["leanfleet[data,flower]"],
+        # Flower would install them afresh for every run, PyTorch with CUDA; they are where Flower is.
+        "dependencies": [],
     }
     app = {"publisher": "leanfleet", "components": components, "config": terms}
     _make(folder)
