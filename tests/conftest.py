@@ -1,9 +1,14 @@
 import os
 import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
+
+from command_line import Cli, Result
 
 # A busy machine is no failure: no example is timed.
 settings.register_profile("leanfleet", deadline=None)
@@ -29,3 +34,25 @@ def interrupts_can_be_heard() -> None:
     """A shell starts what runs in the background with Ctrl-C ignored, and children would inherit that."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Cli]:
+    """Run a command in this process, in a folder of its own; it is the process's own entry point."""
+    from leanfleet.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def call(*args: str) -> Result:
+        monkeypatch.setenv("LEANFLEET_DEBUG", "")
+        monkeypatch.setattr(sys, "argv", ["leanfleet", *args])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return Result(int(ended.value.code or 0), *capsys.readouterr())
+
+    yield call
+    # Another test may have other files of the same name.
+    for name, module in list(sys.modules.items()):
+        if Path(getattr(module, "__file__", None) or "/").is_relative_to(tmp_path):
+            del sys.modules[name]

@@ -8,9 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,8 +18,9 @@ import torch
 import typer.main
 from safetensors.torch import load_file
 
+from command_line import Cli, Result, refused
 from leanfleet import experiment
-from leanfleet.cli import app, main
+from leanfleet.cli import app
 from leanfleet.experiment import loads
 from leanfleet.nets import build
 from leanfleet.runs import Run
@@ -47,13 +47,13 @@ SURFACE = {
     "compare": ["FILES", "--device", "--json", "--methods", "--seeds", "--set", "--workers"],
     "resume": ["RUN", "--device", "--engine", "--json", "--workers"],
     "report": ["RUNS", "--json", "--output", "-o"],
-    "evaluate": ["RUN", "--data", "--device", "--json", "--workers"],
+    "evaluate": ["RUN", "--data", "--device", "--image", "--json", "--label", "--workers"],
     "export": ["RUN", "--client", "--output", "-o"],
     "nets": ["NAME", "--classes", "--cut", "--json", "--keep", "--shape"],
     "doctor": ["--json"],
     "search": [
-        "NETWORK", "--budget", "--cost", "--data", "--json", "--keep", "--lr", "--out", "--protocol", "--resume",
-        "--seed", "--workers", "-o",
+        "NETWORK", "--budget", "--cost", "--data", "--image", "--json", "--keep", "--label", "--lr", "--out",
+        "--protocol", "--resume", "--seed", "--workers", "-o",
     ],
     "lut": ["FILE", "--json"],
     "score": [
@@ -66,29 +66,10 @@ SURFACE = {
 }  # fmt: skip
 
 
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Cli = Callable[..., Result]
-
-
 @pytest.fixture
-def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Run a command in this process, in a folder of its own; it is the process's own entry point."""
-    monkeypatch.chdir(tmp_path)
+def cli(cli: Cli, tmp_path: Path) -> Cli:
     (tmp_path / "tiny.toml").write_text(TINY)
-
-    def call(*args: str) -> Result:
-        monkeypatch.setenv("LEANFLEET_DEBUG", "")
-        monkeypatch.setattr(sys, "argv", ["leanfleet", *args])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return Result(int(ended.value.code or 0), *capsys.readouterr())
-
-    return call
+    return cli
 
 
 def process(folder: Path, *args: str, limit: str = "", **how: Any) -> subprocess.Popen[str]:
@@ -110,17 +91,6 @@ def tiny(cli: Cli, *sets: str) -> Result:
     return cli("run", "tiny.toml", "--workers", "1", *(word for text in sets for word in ("--set", text)))
 
 
-def refused(result: Result, code: int, *words: str) -> None:
-    """Check for one line on stderr that begins with `error:`, names these words, and for no traceback."""
-    assert result.code == code, result
-    lines = [line for line in result.err.splitlines() if not line.startswith("tiny: round")]
-    assert len(lines) == 1, result.err
-    assert lines[0].startswith("error: ")
-    for word in words:
-        assert word in lines[0]
-    assert result.out == ""
-
-
 def test_the_surface_changes_only_on_purpose() -> None:
     top: Any = typer.main.get_command(app)
 
@@ -134,12 +104,17 @@ def test_the_surface_changes_only_on_purpose() -> None:
 
 def test_help_and_version(cli: Cli) -> None:
     assert all(f" {name} " in cli("--help").out for name in SURFACE if name)
+    assert cli("run", "-h").out == cli("run", "--help").out
     assert cli("--version").out.startswith("leanfleet 0.")
 
 
 def test_a_wrong_command_line_is_one_line(cli: Cli) -> None:
     refused(cli("run"), 2, "Missing argument", "leanfleet run --help")
     refused(cli("run", "tiny.toml", "--workers", "0"), 2, "--workers")
+    refused(cli("run", "tiny.toml", "--engine", "peers", "--workers", "2"), 2, "--workers", "torchrun")
+    refused(cli("resume", "runs/x", "--engine", "peers", "--device", "cuda"), 2, "--device cuda", "peers")
+    refused(cli("run", "tiny.toml", "--device", "quantum"), 2, "--device quantum: torch cannot compute there")
+    assert not Path("runs").exists()
     refused(cli("rn"), 2, "No such command 'rn'. Did you mean 'run'? (leanfleet --help shows how)")
     nothing = cli()
     assert (nothing.code, nothing.err) == (2, "")
@@ -179,6 +154,7 @@ def test_what_can_be_done_with_a_run(cli: Cli) -> None:
     assert found["accuracy_recalibrated"] == row["accuracy_recalibrated"]
     assert f"{100 * row['accuracy']:.2f}" in cli("evaluate", "runs/tiny", "--workers", "1").out
     refused(cli("evaluate", "runs/tiny", "--data", "digts"), 2, "digts", "did you mean 'digits'")
+    refused(cli("evaluate", "runs/tiny", "--label", "digit"), 2, "--label", "go with --data")
 
     assert "plot: plots/accuracy-time.png" in cli("report", "runs/tiny", "-o", "plots").out
     assert Path("plots/accuracy-rounds.png").read_bytes().startswith(b"\x89PNG")
@@ -297,6 +273,15 @@ def test_an_unexpected_error_is_one_line_too(cli: Cli, monkeypatch: pytest.Monke
 
     monkeypatch.setattr("leanfleet.engines.describe.machine", broken)
     refused(cli("doctor"), 1, "ZeroDivisionError: float division", "--debug")
+
+
+def test_an_interrupt_leaves_no_traceback(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("leanfleet.engines.describe.machine", interrupted)
+    result = cli("doctor")
+    assert (result.code, result.out, result.err.strip()) == (130, "", "")
 
 
 def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from command_line import refused
 from leanfleet.runs import Run
-from test_cli_graph import cli, refused  # noqa: F401
 from tiny_experiment import TOML as SHORT
 
 TOML = SHORT.replace("per_round = 4", "per_round = 2\nround_seconds = 30.0")
@@ -24,7 +24,7 @@ def record(tmp_path):
         return run
 
 
-def test_an_app_is_written_and_its_commands_printed(cli, tmp_path):  # noqa: F811
+def test_an_app_is_written_and_its_commands_printed(cli, tmp_path):
     (tmp_path / "x.toml").write_text(TOML)
     result = cli("fleet", "x.toml", "--nodes", "2", "-o", "app")
     assert (result.code, result.err) == (0, "")
@@ -34,14 +34,14 @@ def test_an_app_is_written_and_its_commands_printed(cli, tmp_path):  # noqa: F81
     refused(again, 2, "there is an app already")
 
 
-def test_commands_as_json(cli, tmp_path):  # noqa: F811
+def test_commands_as_json(cli, tmp_path):
     (tmp_path / "x.toml").write_text(TOML)
     found = json.loads(cli("fleet", "x.toml", "--json").out)
     assert found["app"] == "tiny"
     assert found["commands"][-1].startswith("flwr run ")
 
 
-def test_a_method_that_cannot_live_there_is_one_line(cli, tmp_path):  # noqa: F811
+def test_a_method_that_cannot_live_there_is_one_line(cli, tmp_path):
     (tmp_path / "x.toml").write_text(TOML)
     refused(cli("fleet", "x.toml", "--set", "method.name=splitfed"), 2, "splitfed", "leanfleet run")
 
@@ -53,13 +53,25 @@ def test_a_method_that_cannot_live_there_is_one_line(cli, tmp_path):  # noqa: F8
         (("--nodes", "1"), "--set fleet.per_round=1"),
     ],
 )
-def test_what_cannot_work_says_what_would(cli, tmp_path, change, told):  # noqa: F811
+def test_what_cannot_work_says_what_would(cli, tmp_path, change, told):
     (tmp_path / "x.toml").write_text(TOML)
     refused(cli("fleet", "x.toml", *change), 2, told)
     assert not (tmp_path / "tiny").exists()
 
 
-def test_a_fleet_is_shown_once(cli, record):  # noqa: F811
+def test_adasplit_needs_all_its_devices_and_time_for_a_window(cli, tmp_path):
+    (tmp_path / "s.toml").write_text(
+        '[experiment]\nname = "s"\n[network]\nname = "digits-cnn"\n[fleet]\ndevices = 3\n'
+        '[method]\nname = "adasplit"\ncut = 7\nselection_window = 20\n'
+    )
+    refused(cli("fleet", "s.toml", "--nodes", "2"), 2, "a round needs 3", "--set fleet.devices=2")
+    short = "--set", "fleet.iteration_seconds=0.1"
+    refused(cli("fleet", "s.toml", *short), 2, "--set fleet.iteration_seconds=1.5")
+    refused(cli("fleet", "s.toml", "--set", "method.selection_window=1"), 2, "selection_window = 1")
+    assert len(json.loads(cli("fleet", "s.toml", "--json").out)["commands"]) == 3 + 1 + 3 + 3 + 1
+
+
+def test_a_fleet_is_shown_once(cli, record):
     out = cli("watch", str(record.folder), "--once").out
     assert "round 2, 1 done, accuracy 50.0%" in out
     lines = [line.split() for line in out.splitlines()]
@@ -67,7 +79,7 @@ def test_a_fleet_is_shown_once(cli, record):  # noqa: F811
     assert ["10", "idle", "2e+09", "-", "-", "-", "-"] in lines
 
 
-def test_watching_ends_with_the_run(cli, record):  # noqa: F811
+def test_watching_ends_with_the_run(cli, record):
     with Run.open(record.folder) as run:
         run.restore()
         run.event(round=1, accuracy=0.5)
@@ -77,7 +89,7 @@ def test_watching_ends_with_the_run(cli, record):  # noqa: F811
     assert "accuracy 50.0%" in result.out
 
 
-def test_other_records_are_refused(cli, tmp_path):  # noqa: F811
+def test_other_records_are_refused(cli, tmp_path):
     refused(cli("watch", "none"), 2, "no such run record")
     Run.create("plain", "", tmp_path).close()
     refused(cli("watch", "plain"), 2, "no record of a real fleet")

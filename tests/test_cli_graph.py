@@ -6,46 +6,12 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
-from leanfleet.cli import main
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Cli = Callable[..., Result]
-
-
-@pytest.fixture
-def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Run a command in this process, in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*args: str) -> Result:
-        monkeypatch.setenv("LEANFLEET_DEBUG", "")
-        monkeypatch.setattr(sys, "argv", ["leanfleet", *args])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return Result(int(ended.value.code or 0), *capsys.readouterr())
-
-    return call
-
-
-def refused(result: Result, code: int, *words: str) -> None:
-    """Check for one line on stderr that begins with `error:` and names these words."""
-    assert result.code == code, result
-    (line,) = result.err.splitlines()
-    assert line.startswith("error: ")
-    for word in words:
-        assert word in line
+from command_line import Cli, refused
 
 
 def values(out: str) -> dict[str, str]:
@@ -171,7 +137,7 @@ def test_a_window_that_is_long_enough_passes(cli: Cli) -> None:
 
 def test_numbers_are_printed_where_the_drawing_cannot_be_written(cli: Cli) -> None:
     result = cli("graph", "ring", "-o", "no/net.png")
-    refused(result, 1, "no/net.png: cannot be written")
+    refused(result, 1, "no/net.png: cannot be written", after=True)
     assert values(result.out)["nodes"] == "8"
 
 

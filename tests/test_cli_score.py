@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
-from leanfleet.cli import main
+from command_line import Cli
 from leanfleet.cli.score import parse_quantity
 from leanfleet.errors import UserError
 
@@ -42,30 +39,11 @@ cut = 1
 """
 
 
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Cli = Callable[..., Result]
-
-
 @pytest.fixture
-def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Run a command in this process, in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
+def cli(cli: Cli, tmp_path: Path) -> Cli:
     (tmp_path / "fed.toml").write_text(FEDERATED)
     (tmp_path / "split.toml").write_text(SPLIT)
-
-    def call(*args: str) -> Result:
-        monkeypatch.setenv("LEANFLEET_DEBUG", "")
-        monkeypatch.setattr(sys, "argv", ["leanfleet", *args])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return Result(int(ended.value.code or 0), *capsys.readouterr())
-
-    return call
+    return cli
 
 
 def test_families_meet_in_one_comparison(cli: Cli) -> None:

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 
-from leanfleet.cli import main
+from command_line import Cli, refused
 from leanfleet.errors import StorageError
 from leanfleet.nets import build
 from leanfleet.search import FAST, PROTOCOLS
 from leanfleet.subnet import SubnetPlan
 from leanfleet.subnet.lut import Lut
 
+EXAMPLE = Path(__file__).parent.parent / "examples" / "own-network"
 GIVEN = ("search", "digits-cnn-small", "--data", "digits", "-o", "net.lut", "--workers", "1")
 TINY = replace(
     FAST,
@@ -39,39 +40,11 @@ TINY = replace(
 )
 
 
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Cli = Callable[..., Result]
-
-
 @pytest.fixture
-def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Run a command in this process, in a folder of its own, with a tiny protocol for `fast`."""
-    monkeypatch.chdir(tmp_path)
+def cli(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Run a command with a tiny protocol for `fast`."""
     monkeypatch.setitem(PROTOCOLS, "fast", TINY)
-
-    def call(*args: str) -> Result:
-        monkeypatch.setenv("LEANFLEET_DEBUG", "")
-        monkeypatch.setattr(sys, "argv", ["leanfleet", *args])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return Result(int(ended.value.code or 0), *capsys.readouterr())
-
-    return call
-
-
-def refused(result: Result, *words: str) -> None:
-    """Check for one line on stderr that begins with `error:`, names these words, and for exit status 2."""
-    assert result.code == 2, result
-    assert result.out == ""
-    (line,) = result.err.splitlines()
-    assert line.startswith("error: ")
-    for word in words:
-        assert word in line
+    return cli
 
 
 def test_a_search_writes_a_table_and_a_picture_and_shows_them(cli: Cli) -> None:
@@ -138,8 +111,8 @@ def test_progress_goes_to_stderr_in_plain_lines(cli: Cli, monkeypatch: pytest.Mo
 def test_seconds_can_be_the_cost(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     # A clock of its own: so small a network's steps last as long as the machine likes.
     monkeypatch.setattr(
-        "leanfleet.search.cost._time",
-        lambda plan, params, task, rates: 1e-3 + 1e-9 * plan.macs(rates.tolist()),
+        "leanfleet.profiling.step_time._time",
+        lambda local, batch, kept, end: 1e-3 + 1e-9 * local.step.plan.macs_of(kept),
     )
     result = cli(*GIVEN, "--cost", "seconds", "--json")
     assert result.code == 0, result.err
@@ -164,29 +137,52 @@ def test_seconds_can_be_the_cost(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> N
         (("-o", "no/net.lut"), ("no/net.lut", "no folder no")),
         (("-o", "net.png"), ("-o net.png", "such as net.lut")),
         (("-o", "."), ("-o .", "such as net.lut")),
+        (("--lr", "0"), ("--lr 0", "greater than 0")),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(cli: Cli, more: tuple[str, ...], words: tuple[str, ...]) -> None:
-    refused(cli(*GIVEN, *more), *words)
+    refused(cli(*GIVEN, *more), 2, *words)
     assert not list(Path().iterdir())
+
+
+def test_a_file_that_is_there_is_left_alone(cli: Cli) -> None:
+    Path("net.lut").write_text("hours of work")
+    refused(cli(*GIVEN), 2, "-o net.lut", "is there already")
+    assert Path("net.lut").read_text() == "hours of work"
 
 
 def test_a_wrong_network_is_named(cli: Cli) -> None:
     rest = GIVEN[2:]
-    refused(cli("search", "digits-cn", *rest), "'digits-cn' is unknown", "did you mean 'digits-cnn'")
-    refused(cli("search", "nowhere:Net", *rest), "nowhere")
-    refused(cli("search"), "Missing argument", "leanfleet search --help")
+    refused(cli("search", "digits-cn", *rest), 2, "'digits-cn' is unknown", "did you mean 'digits-cnn'")
+    refused(cli("search", "nowhere:Net", *rest), 2, "nowhere")
+    refused(cli("search"), 2, "Missing argument", "leanfleet search --help")
     Path("odd.py").write_text(
         "from torch import nn\nclass Odd(nn.Module):\n"
         "    def forward(self, x):\n        return x if x.sum() > 0 else -x\n"
     )
-    refused(cli("search", "odd:Odd", *rest), "cannot be traced")
+    refused(cli("search", "odd:Odd", *rest), 2, "cannot be traced")
+
+
+def test_a_network_of_ones_own_is_searched_and_trained(cli: Cli) -> None:
+    shutil.copytree(EXAMPLE, "own")
+    found = cli("search", "own/mobile.py:net", "--data", "digits", "-o", "own/mobile.lut", "--workers", "1")
+    assert found.code == 0, found.err
+    table = Lut.load(Path("own/mobile.lut"))
+    # The three layers of an inverted residual share the channels that its depthwise convolution filters.
+    assert 64 in [channels for _, channels in table.groups]
+    assert len({row.rates for row in table.rows}) == len(table.rows) > 4
+
+    small = ("experiment.rounds=2", "fleet.devices=4", "fleet.per_round=2")
+    trained = cli("run", "own/experiment.toml", "--workers", "1", *(w for s in small for w in ("--set", s)))
+    assert trained.code == 0, trained.err
+    used = Lut.load(Path("runs/own-network/lut.safetensors"))
+    assert (used.origin, used.rows) == ("search (fast, digits)", table.rows)
 
 
 def test_a_search_that_was_begun_is_not_begun_again(cli: Cli) -> None:
     Path("net.lut.partial").write_bytes(b"rubbish")
-    refused(cli(*GIVEN), "net.lut.partial", "go on with --resume, or remove the file")
-    refused(cli(*GIVEN, "--resume"), "net.lut.partial", "damaged")
+    refused(cli(*GIVEN), 2, "net.lut.partial", "go on with --resume, or remove the file")
+    refused(cli(*GIVEN, "--resume"), 2, "net.lut.partial", "damaged")
     assert Path("net.lut.partial").read_bytes() == b"rubbish"
 
 
@@ -209,7 +205,7 @@ def test_a_full_disk_ends_with_one_line_that_says_how_to_go_on(
 
 def test_an_interrupted_search_goes_on_to_its_end(cli: Cli, tmp_path: Path) -> None:
     # A process of its own, but with this test's protocol.
-    code = "import test_cli_search as t; t.PROTOCOLS['fast'] = t.TINY; t.main()"
+    code = "import test_cli_search as t; t.PROTOCOLS['fast'] = t.TINY; from leanfleet.cli import main; main()"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
     command = [sys.executable, "-c", code, *GIVEN]
     started = subprocess.Popen(command, cwd=tmp_path, env=environment, text=True, stderr=subprocess.PIPE)
@@ -222,8 +218,8 @@ def test_an_interrupted_search_goes_on_to_its_end(cli: Cli, tmp_path: Path) -> N
     last = told.splitlines()[-1]
     assert last == "interrupted; net.lut.partial is kept, go on with the same command and --resume"
     assert not (tmp_path / "net.lut").exists()
-    refused(cli(*GIVEN), "net.lut.partial", "go on with --resume, or remove the file")
-    refused(cli(*GIVEN, "--resume", "--seed", "1"), "net.lut.partial", "was begun with seed = 0, not 1")
+    refused(cli(*GIVEN), 2, "net.lut.partial", "go on with --resume, or remove the file")
+    refused(cli(*GIVEN, "--resume", "--seed", "1"), 2, "net.lut.partial", "was begun with seed = 0, not 1")
     ended = cli(*GIVEN, "--resume")
     assert ended.code == 0, ended.err
     assert not partial.exists()
@@ -231,11 +227,11 @@ def test_an_interrupted_search_goes_on_to_its_end(cli: Cli, tmp_path: Path) -> N
 
 
 def test_a_table_that_is_none_is_named(cli: Cli) -> None:
-    refused(cli("lut", "no.lut"), "no.lut: no such file")
+    refused(cli("lut", "no.lut"), 2, "no.lut: no such file")
     Path("garbage.lut").write_bytes(bytes(range(256)))
-    refused(cli("lut", "garbage.lut"), "garbage.lut")
+    refused(cli("lut", "garbage.lut"), 2, "garbage.lut")
     plan = SubnetPlan.trace(build("digits-cnn-small"), torch.zeros(1, 1, 8, 8))
     Lut.uniform(plan, 4).save(Path("whole.lut"))
     Path("half.lut").write_bytes(Path("whole.lut").read_bytes()[:-20])
-    refused(cli("lut", "half.lut"), "half.lut")
+    refused(cli("lut", "half.lut"), 2, "half.lut")
     assert cli("lut", "whole.lut").code == 0

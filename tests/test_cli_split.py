@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from safetensors.torch import load_file
 
-from leanfleet.cli import main
+from command_line import Cli, refused
 
 SPLIT = """
 [experiment]
@@ -44,36 +41,12 @@ name = "fedavg"
 """
 
 
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Cli = Callable[..., Result]
-
-
 @pytest.fixture
-def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    monkeypatch.chdir(tmp_path)
+def cli(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
     monkeypatch.setenv("COLUMNS", "160")
     (tmp_path / "split.toml").write_text(SPLIT)
     (tmp_path / "federated.toml").write_text(FEDERATED)
-
-    def call(*args: str) -> Result:
-        monkeypatch.setattr(sys, "argv", ["leanfleet", *args])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return Result(int(ended.value.code or 0), *capsys.readouterr())
-
-    return call
-
-
-def refused(result: Result, code: int, *words: str) -> None:
-    assert result.code == code, result
-    assert len(result.err.splitlines()) == 1
-    assert result.err.startswith("error: ")
-    assert all(word in result.err for word in words), result.err
+    return cli
 
 
 def test_nets_lists_places_to_cut(cli: Cli) -> None:

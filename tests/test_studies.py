@@ -75,7 +75,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 def test_an_interrupted_study_is_finished_by_the_same_command(place: Place) -> None:
     assert place.interrupted.returncode == 130
-    assert place.interrupted.stderr == "interrupted; every record is kept, the same command goes on\n"
+    # On a busy machine there may have been time for a line of progress.
+    last = place.interrupted.stderr.splitlines()[-1]
+    assert last == "interrupted; every record is kept, the same command goes on"
     assert place.status == 0
     tasks = recipe.load(FOLDER / "smoke.toml").tasks
     records = [Run.open(place.runs / "smoke" / task.key) for task in tasks]

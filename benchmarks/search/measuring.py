@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from settings import NOISE, Job, Study
+from settings import NOISE, Job, SearchStudy
 from variants import UNIFORM
 
 from leanfleet.data import DataSet
@@ -80,7 +80,7 @@ class Judge:
         workers: Worker processes.
     """
 
-    def __init__(self, study: Study, data: DataSet, seed: int, folder: Path, workers: int) -> None:
+    def __init__(self, study: SearchStudy, data: DataSet, seed: int, folder: Path, workers: int) -> None:
         paper, recipe = study.paper, study.recipe
         images = proxy(data, paper.held_out, seed)
         self._task = Task(recipe.network, None, images, OPTIMISER, paper.batch_size, paper.steps, seed)
@@ -145,7 +145,7 @@ class Judge:
         return np.array([self.plan.uniform(rate) for rate in rates])
 
 
-def do(study: Study, job: Job, data: DataSet, folder: Path, workers: int, watch: Watch) -> None:
+def do(study: SearchStudy, job: Job, data: DataSet, folder: Path, workers: int, watch: Watch) -> None:
     """Do one job of a study, or the rest of it, and write its record.
 
     Args:
@@ -168,7 +168,7 @@ def do(study: Study, job: Job, data: DataSet, folder: Path, workers: int, watch:
     elif job.strategy == UNIFORM:
         fronts = {0: judge.rows(judge.line(study.recipe.points), study.recipe.points)}
     else:
-        chosen = _spread(len(found["fronts"]), study.recipe.checkpoints)
+        chosen = _spread(len(found["fronts"]), study.checkpoints(job.strategy))
         fronts = {at: judge.rows(np.array(found["fronts"][at]), study.recipe.points) for at in chosen}
     protocol = study.paper if job.strategy in (NOISE, UNIFORM) else study.protocol(job.strategy)
     checkpoints = []
@@ -184,7 +184,7 @@ def do(study: Study, job: Job, data: DataSet, folder: Path, workers: int, watch:
     write_json(folder / f"{job.key}.json", {"identity": identity, **numbers, "checkpoints": checkpoints})
 
 
-def check(study: Study, folder: Path) -> None:
+def check(study: SearchStudy, folder: Path) -> None:
     """Check that every record which is there is one of this recipe; nothing is touched.
 
     Raises:
@@ -201,7 +201,7 @@ def check(study: Study, folder: Path) -> None:
 
 
 def _searched(
-    study: Study, job: Job, data: DataSet, folder: Path, workers: int, watch: Watch
+    study: SearchStudy, job: Job, data: DataSet, folder: Path, workers: int, watch: Watch
 ) -> dict[str, Any]:
     """Return what a search came to; its fronts are on the disk before they are judged."""
     path = folder / f"{job.key}.fronts.json"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from settings import NOISE, Job, Study
+from settings import NOISE, Job, SearchStudy
 from variants import UNIFORM
 
 from leanfleet.search import Scale, hypervolume
@@ -98,7 +98,7 @@ class Found:
         return next((samples for samples, front in pairs if front.hypervolume >= hypervolume), None)
 
 
-def read(study: Study, folder: Path) -> tuple[dict[str, list[Found]], dict[int, dict[str, float]]]:
+def read(study: SearchStudy, folder: Path) -> tuple[dict[str, list[Found]], dict[int, dict[str, float]]]:
     """Return what is finished: searches by strategy, and how noisy the objective is by seed."""
     searches: dict[str, list[Found]] = {}
     noises: dict[int, dict[str, float]] = {}

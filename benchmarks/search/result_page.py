@@ -9,7 +9,7 @@ from typing import Any
 
 from numbers_of import SHARES, Found, advantage, final, read
 from pictures import draw
-from settings import Study
+from settings import SearchStudy
 from variants import UNIFORM
 
 from leanfleet.engines.describe import machine
@@ -29,7 +29,7 @@ _NOISE = {
 _SCALED = ("population", "generations", "steps", "batch_size", "held_out")
 
 
-def write_page(study: Study, folder: Path, output: Path, command: str) -> Path:
+def write_page(study: SearchStudy, folder: Path, output: Path, command: str) -> Path:
     """Write the page of what is finished, and return its file.
 
     Args:
@@ -108,7 +108,11 @@ def _volumes(searches: dict[str, list[Found]], strategy: str, beside: Sequence[F
 
 
 def _page(
-    study: Study, rows: Mapping[str, Any], noise: Mapping[str, Any], missing: Sequence[str], command: str
+    study: SearchStudy,
+    rows: Mapping[str, Any],
+    noise: Mapping[str, Any],
+    missing: Sequence[str],
+    command: str,
 ) -> Iterator[str]:
     recipe, paper, there = study.recipe, study.paper, machine()
     yield f"# {recipe.title}\n"
@@ -161,8 +165,9 @@ def _page(
     yield f"Anchors: {2 * paper.anchors} short trainings for each search come on top of the samples above.\n"
 
 
-def _how(study: Study) -> Iterator[str]:
+def _how(study: SearchStudy) -> Iterator[str]:
     recipe, paper = study.recipe, study.paper
+    last = " (of the single changes to a protocol: of the last front)" if recipe.ways else ""
     full = {"population": 64, "generations": 50, "steps": 64, "batch_size": 64, "held_out": 5000}
     sizes = ", ".join(f"{name.replace('_', ' ')} {getattr(paper, name)} ({full[name]})" for name in _SCALED)
     yield (
@@ -171,15 +176,16 @@ def _how(study: Study) -> Iterator[str]:
         f"short trainings: {paper.trials:,} for `paper`, "
         + ", ".join(
             f"{study.protocol(name).trials:,} for `{name}`"
-            for name in recipe.strategies
+            for name in recipe.compared
             if name not in ("paper", UNIFORM)
         )
         + ".\n"
     )
     yield (
-        f"**Judged alike.** Of the fronts of up to {recipe.checkpoints} generations, {recipe.points} vectors (both "
-        f"extremes, the others evenly spread in MACs) are trained again with {recipe.fresh} fresh seeds that no search "
-        "has seen, the same for all vectors of all strategies, from the paper's start with the paper's measure "
+        f"**Judged alike.** Of the fronts of up to {recipe.checkpoints} generations{last}, {recipe.points} vectors "
+        "(both extremes, the others evenly spread in MACs) are trained again with "
+        f"{recipe.fresh} fresh seeds that no search has seen, the same for all vectors of all strategies, from the "
+        "paper's start with the paper's measure "
         "(accuracy). Hypervolumes (reference point 1.1, 1.1) are of these results only, which are not counted as "
         "training samples. The luck of the best of many remains in them, alike for all.\n"
     )

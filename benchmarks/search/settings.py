@@ -8,6 +8,7 @@ data = "mnist_writers"
 scale = 0.5                            # of the protocols, see variants.py
 seeds = 3
 strategies = ["paper", "fast", ...]    # variants.py names them; "uniform" is one rate for all layers
+ways = ["loss", ...]                   # optional: more of them, of which the last front is judged only
 points = 24                            # vectors of a front that are trained again, evenly spread in cost
 fresh = 5                              # seeds of that: no search has seen them
 checkpoints = 6                        # fronts of a search that are, the last among them
@@ -18,22 +19,21 @@ vectors = 64                           # random vectors to see how noisy the obj
 from __future__ import annotations
 
 import json
-import tomllib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 from variants import UNIFORM, VARIANTS, scaled
 
 from leanfleet.errors import ExperimentError, did_you_mean
-from leanfleet.experiment.base import Count, Section, Share, Text
+from leanfleet.experiment.base import Count, Section, Share, Text, read_toml
 from leanfleet.search import PAPER, Protocol
 
 NOISE = "noise"
 
 
-class Recipe(Section):
+class SearchRecipe(Section):
     """The file's content; see this module."""
 
     title: Text
@@ -43,10 +43,16 @@ class Recipe(Section):
     scale: Share = 1.0
     seeds: Count = 3
     strategies: tuple[str, ...] = Field(min_length=1)
+    ways: tuple[str, ...] = ()
     points: Annotated[int, Field(ge=4)] = 24
     fresh: Annotated[int, Field(ge=2)] = 5
     checkpoints: Count = 6
     vectors: Annotated[int, Field(ge=8)] = 64
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """All that are compared, those whose way to the last front is shown first."""
+        return (*self.strategies, *self.ways)
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Study:
+class SearchStudy:
     """A recipe and what follows from it.
 
     Attributes:
@@ -79,17 +85,21 @@ class Study:
 
     name: str
     path: Path
-    recipe: Recipe
+    recipe: SearchRecipe
 
     @property
     def jobs(self) -> list[Job]:
         """Seeds outermost, so that a study that was interrupted has all of its first seeds."""
-        return [Job(s, seed) for seed in range(self.recipe.seeds) for s in (NOISE, *self.recipe.strategies)]
+        return [Job(s, seed) for seed in range(self.recipe.seeds) for s in (NOISE, *self.recipe.compared)]
 
     @property
     def paper(self) -> Protocol:
         """The paper's protocol at this study's scale: what every front is judged with."""
         return scaled(PAPER, self.recipe.scale)
+
+    def checkpoints(self, strategy: str) -> int:
+        """Return of how many of its fronts a strategy is judged by, at most."""
+        return self.recipe.checkpoints if strategy in self.recipe.strategies else 1
 
     def protocol(self, strategy: str) -> Protocol:
         """Return a strategy's protocol at this study's scale."""
@@ -106,13 +116,13 @@ class Study:
             "fresh": recipe.fresh,
             "vectors": recipe.vectors if job.strategy == NOISE else recipe.points,
             "protocol": asdict(self.protocol(job.strategy)) if searched else None,
-            "checkpoints": recipe.checkpoints if searched else 1,
+            "checkpoints": self.checkpoints(job.strategy) if searched else 1,
         }
         plain: dict[str, Any] = json.loads(json.dumps(found))
         return plain
 
 
-def load(path: Path, scale: float | None = None) -> Study:
+def load(path: Path, scale: float | None = None) -> SearchStudy:
     """Return the study of a recipe.
 
     Args:
@@ -122,22 +132,9 @@ def load(path: Path, scale: float | None = None) -> Study:
     Raises:
         ExperimentError: The file is wrong; one line says where and how.
     """
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-        if scale is not None:
-            raw["scale"] = scale
-        # As JSON, strict takes lists for tuples, but no text for numbers.
-        recipe = Recipe.model_validate_json(json.dumps(raw, default=str), strict=True)
-    except OSError as error:
-        raise ExperimentError(f"{path}: cannot be read: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ExperimentError(f"{path}: not TOML: {error}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ExperimentError(f"{path}: {where}: {first['msg']}") from None
-    for strategy in recipe.strategies:
+    recipe = read_toml(path, SearchRecipe, {} if scale is None else {"scale": scale})
+    for strategy in recipe.compared:
         if strategy not in (UNIFORM, *VARIANTS):
             hint = did_you_mean(strategy, [UNIFORM, *VARIANTS])
             raise ExperimentError(f"{path}: strategies: '{strategy}' is unknown{hint}")
-    return Study(path.stem, path, recipe)
+    return SearchStudy(path.stem, path, recipe)

@@ -24,7 +24,7 @@ from typing import Self
 import torch
 from measuring import check, do
 from result_page import write_page
-from settings import NOISE, Job, Study, load
+from settings import NOISE, Job, SearchStudy, load
 from variants import UNIFORM
 
 from leanfleet.console import clock, progress_bars
@@ -124,10 +124,10 @@ def _recipe(name: str) -> Path:
     return path
 
 
-def _run(study: Study, folder: Path, given: argparse.Namespace) -> None:
+def _run(study: SearchStudy, folder: Path, given: argparse.Namespace) -> None:
     for strategy in given.only:
-        if strategy not in (NOISE, *study.recipe.strategies):
-            hint = did_you_mean(strategy, [NOISE, *study.recipe.strategies])
+        if strategy not in (NOISE, *study.recipe.compared):
+            hint = did_you_mean(strategy, [NOISE, *study.recipe.compared])
             raise ExperimentError(f"--only {strategy}: no such strategy in {study.path.name}{hint}")
     jobs = [job for job in study.jobs if not given.only or job.strategy in given.only]
     to_do = [job for job in jobs if not (folder / f"{job.key}.json").is_file()]
@@ -152,7 +152,7 @@ class Display:
         to_do: What there is to do.
     """
 
-    def __init__(self, study: Study, to_do: Sequence[Job]) -> None:
+    def __init__(self, study: SearchStudy, to_do: Sequence[Job]) -> None:
         self._study, self._to_do = study, to_do
         self._work = [_work(study, job) for job in to_do]
         self._bars = progress_bars()
@@ -193,11 +193,11 @@ class Display:
             self._printed = time.monotonic()
 
 
-def _work(study: Study, job: Job) -> float:
+def _work(study: SearchStudy, job: Job) -> float:
     return sum(_parts(study, job))
 
 
-def _parts(study: Study, job: Job) -> tuple[float, float]:
+def _parts(study: SearchStudy, job: Job) -> tuple[float, float]:
     """Return what a job takes to search and to judge, in passes over samples; some vectors are judged once only."""
     recipe, paper = study.recipe, study.paper
     each = _STEP * paper.steps * paper.batch_size + paper.held_out
@@ -207,7 +207,7 @@ def _parts(study: Study, job: Job) -> tuple[float, float]:
         return 0.0, float(each * recipe.points * recipe.fresh)
     protocol = study.protocol(job.strategy)
     trial = _STEP * protocol.steps * protocol.batch_size + protocol.held_out
-    judged = each * recipe.points * recipe.fresh * min(recipe.checkpoints, protocol.questions)
+    judged = each * recipe.points * recipe.fresh * min(study.checkpoints(job.strategy), protocol.questions)
     return float(trial * protocol.trials), float(judged)
 
 

@@ -29,6 +29,7 @@ VARIANTS: Final[dict[str, Protocol]] = {
 }
 
 _FEWEST = {"population": 8, "generations": 1, "steps": 4, "batch_size": 8, "held_out": 50, "design": 12}
+# Fewer vectors are not worth fitting a model anew.
 _FEWEST_REFIT = 4
 
 
@@ -53,5 +54,12 @@ def scaled(protocol: Protocol, scale: float) -> Protocol:
     return replace(
         protocol,
         **{name: max(_FEWEST[name], value) for name, value in sizes.items()},
-        refits=tuple(max(_FEWEST_REFIT, round(n * scale**2)) for n in protocol.refits),
+        refits=_refits(protocol.refits, scale**2) if protocol.refits else (),
     )
+
+
+def _refits(full: tuple[int, ...], share: float) -> tuple[int, ...]:
+    """Return how many vectors are trained before each fit: a share of all, in fewer fits where that is too few."""
+    total = max(_FEWEST_REFIT, round(sum(full) * share))
+    fits = max(1, min(len(full), total // _FEWEST_REFIT))
+    return tuple(total // fits + (number < total % fits) for number in range(fits))

@@ -24,23 +24,21 @@ fleet.rule = "slot"
 
 from __future__ import annotations
 
-import json
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import tomli_w
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from leanfleet.errors import ExperimentError, did_you_mean
 from leanfleet.experiment import Experiment, loads
-from leanfleet.experiment.base import Count, Section, Share, Text
+from leanfleet.experiment.base import Count, FolderName, Section, Share, Text, read_toml
 
 Table = dict[str, Any]
-# A folder's name, and so part of a link; see `GeneralSection.name`.
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=60)]
+# Part of a link, too.
+Name = Annotated[FolderName, Field(max_length=60)]
 
 
 class Settings(Section):
@@ -127,18 +125,7 @@ def load(path: Path) -> Study:
     Raises:
         ExperimentError: The file, or an experiment that follows from it, is wrong; one line says where and how.
     """
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-        # As JSON, strict takes lists for tuples, but no text for numbers.
-        recipe = Recipe.model_validate_json(json.dumps(raw, default=str), strict=True)
-    except OSError as error:
-        raise ExperimentError(f"{path}: cannot be read: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ExperimentError(f"{path}: not TOML: {error}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ExperimentError(f"{path}: {where}: {first['msg']}") from None
+    recipe = read_toml(path, Recipe)
     _check_names(path, recipe)
     study = Study(path.stem, path, recipe, ())
     return Study(study.name, path, recipe, tuple(_tasks(study)))

@@ -26,6 +26,7 @@ from leanfleet.engines.local import resume, run
 from leanfleet.engines.staff import Staff
 from leanfleet.errors import ExperimentError, LeanfleetError, RecordError
 from leanfleet.experiment import Experiment, dumps, loads
+from leanfleet.runs import clear_unborn
 from leanfleet.subnet.lut import Lut
 from leanfleet.workers import die_with_parent, interrupts_held_back
 
@@ -199,22 +200,13 @@ def _attempt(asked: Mapping[str, str], staff: Staff) -> str:
         if (folder / "experiment.toml").is_file():
             resume(folder, workers=1, staff=staff)
         else:
-            _clear(folder)
+            clear_unborn(folder)
             run(loads(asked["experiment"]), root=folder.parent, workers=1, staff=staff)
     except LeanfleetError as error:
         return str(error)
     except Exception as error:
         return " ".join(f"{type(error).__name__}: {error}".split())
     return ""
-
-
-def _clear(folder: Path) -> None:
-    """Remove what is left where a process was killed before it had written a record's first file."""
-    if folder.is_dir():
-        (folder / ".lock").unlink(missing_ok=True)
-        for path in folder.glob(".experiment.toml.*.tmp"):
-            path.unlink()
-        folder.rmdir()
 
 
 def _keys(experiment: Experiment) -> dict[str, Any]:

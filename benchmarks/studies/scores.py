@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from leanfleet.report import Group, rank
-from leanfleet.report.score import terms_text
+from leanfleet.report.score import held_out_notes, terms_text
 from leanfleet.report.tables import percent, quantity, spread_of
 
 _HEAD = (
@@ -16,6 +16,7 @@ _HEAD = (
     "server's MACs",
     "bytes",
     "authors' bytes",
+    "server keeps",
     "C3",
     "C3, authors' bytes",
 )
@@ -32,10 +33,10 @@ def scores(scenario: str, groups: Sequence[Group]) -> Iterator[str]:
         return
     measured, authors = rank(groups), rank(groups, byte_mode="authors")
     theirs = {row["label"]: row for row in authors["groups"]}
-    server = {
-        group.label: spread_of([r.totals.get("server_forward_macs") for r in group.records])
-        for group in groups
-    }
+    server, kept = (
+        {group.label: spread_of([r.totals.get(key) for r in group.records]) for group in groups}
+        for key in ("server_forward_macs", "server_bytes")
+    )
     lines = [
         [
             row["label"],
@@ -45,14 +46,20 @@ def scores(scenario: str, groups: Sequence[Group]) -> Iterator[str]:
             quantity(server[row["label"]]),
             quantity(row["bytes"], "B"),
             quantity(theirs[row["label"]]["bytes"], "B"),
+            quantity(kept[row["label"]], "B"),
             *(f"{r['c3']['mean']:.4f}" if r["c3"] else "-" for r in (row, theirs[row["label"]])),
         ]
         for row in measured["groups"]
     ]
-    yield "The C3-Score, best first. MACs are forward MACs.\n"
+    yield (
+        "The C3-Score, best first. MACs are forward MACs. A split method's server keeps weights, masks and Adam's "
+        "moments.\n"
+    )
     yield from markdown(_HEAD, lines)
     yield f"- measured bytes: {terms_text(measured)}"
-    yield f"- authors' bytes: {terms_text(authors)}\n"
+    yield f"- authors' bytes: {terms_text(authors)}"
+    yield from (f"- {note}" for note in held_out_notes(groups))
+    yield ""
     yield f"![Accuracy against bytes, {scenario}]({scenario}/score.png)\n"
 
 

@@ -21,8 +21,9 @@ from progress import Display
 from recipe import Study, load
 from runner import check, work
 
-from leanfleet.engines.describe import check_device, machine
+from leanfleet.engines.describe import machine
 from leanfleet.engines.local import default_workers
+from leanfleet.engines.staff import check_device
 from leanfleet.errors import ExperimentError, LeanfleetError, UserError, did_you_mean
 from leanfleet.runs import Run
 from leanfleet.storage import write_json

@@ -16,22 +16,21 @@ back to it.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import hashlib
 import itertools
 import json
 import os
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from leanfleet.errors import RecordError, StorageError, did_you_mean
-from leanfleet.storage import load_tensors, save_tensors, write_json, write_text
+from leanfleet.errors import RecordError, did_you_mean
+from leanfleet.storage import load_tensors, save_tensors, write_json, write_text, writing
 
 _KEPT = 2
 
@@ -184,7 +183,7 @@ class Run:
         self._check_locked()
         line = json.dumps(fields).encode() + b"\n"
         before = self._events_bytes()
-        with _writing(self._events):
+        with writing(self._events):
             try:
                 with self._events.open("ab") as file:
                     file.write(line)
@@ -276,13 +275,13 @@ class Run:
         if present < length:
             raise RecordError(f"{self._events}: cut short: {present} of {length} bytes are left")
         if present > length:
-            with _writing(self._events):
+            with writing(self._events):
                 os.truncate(self._events, length)
 
     def _flushed_events_bytes(self) -> int:
         # Before state.json gives the length: it must not be ahead of the disk when the power fails.
         if self._events.exists():
-            with _writing(self._events), self._events.open("ab") as file:
+            with writing(self._events), self._events.open("ab") as file:
                 os.fsync(file.fileno())
         return self._events_bytes()
 
@@ -323,7 +322,7 @@ class Run:
 
     def _lock(self) -> None:
         path = self.folder / ".lock"
-        with _writing(path):
+        with writing(path):
             descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
             self._unlock = weakref.finalize(self, os.close, descriptor)
             try:
@@ -344,9 +343,24 @@ def new_folder(root: Path, name: str) -> Path:
         StorageError: If the disk refuses.
     """
     numbered = (root / f"{name}-{number}" for number in itertools.count(2))
-    with _writing(root / name):
+    with writing(root / name):
         root.mkdir(parents=True, exist_ok=True)
         return next(folder for folder in itertools.chain([root / name], numbered) if _made(folder))
+
+
+def clear_unborn(folder: Path) -> None:
+    """Make way for a record where a process was killed before it had written another one's first file.
+
+    Raises:
+        RecordError: There is more in the way.
+    """
+    if folder.is_dir():
+        for path in (*folder.glob(".lock"), *folder.glob(".experiment.toml.*.tmp")):
+            path.unlink()
+        try:
+            folder.rmdir()
+        except OSError as error:
+            raise RecordError(f"{folder}: in the way of a new record: {error.strerror}; move it") from error
 
 
 def _made(folder: Path) -> bool:
@@ -356,15 +370,6 @@ def _made(folder: Path) -> bool:
     except FileExistsError:
         return False
     return True
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Turn what the disk says into a StorageError that names the file."""
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

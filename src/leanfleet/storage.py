@@ -6,9 +6,10 @@ renamed. A process that is killed leaves at most such a temporary file behind.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         StorageError: If the disk refuses (full, read-only, no such folder).
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with writing(path):
         try:
             with temporary.open("wb") as file:
                 file.write(data)
@@ -37,6 +38,17 @@ def write_bytes(path: Path, data: bytes) -> None:
             # Also on Ctrl-C: a record should not fill up with leftovers.
             temporary.unlink(missing_ok=True)
             raise
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the disk says into a StorageError that names the file.
+
+    Raises:
+        StorageError: If it refuses.
+    """
+    try:
+        yield
     except OSError as error:
         raise StorageError(f"{path}: cannot be written: {error.strerror}") from error
 

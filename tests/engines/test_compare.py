@@ -71,7 +71,7 @@ def test_several_files_are_told_apart_by_name() -> None:
 
 
 def test_an_unknown_method_is_refused_before_anything_runs() -> None:
-    with pytest.raises(ExperimentError, match="unknown method; did you mean 'fedavg'"):
+    with pytest.raises(ExperimentError, match="'fedvg' is unknown; did you mean 'fedavg'"):
         variants([loads(TINY)], ["fedvg"])
 
 
@@ -107,7 +107,8 @@ def test_an_interrupted_comparison_ends_as_if_it_had_not_been(tmp_path: Path) ->
 def test_a_record_that_was_hardly_begun_is_begun_anew(tmp_path: Path) -> None:
     folder = begin(variants([loads(TINY)], ["fedavg"]), root=tmp_path, name="c", workers=1)
     (folder / "fedavg-s5").mkdir()
-    (folder / "fedavg-s5" / ".lock").touch()
+    for name in (".lock", ".experiment.toml.123.tmp"):
+        (folder / "fedavg-s5" / name).touch()
     (run,) = resume_comparison(folder)
     assert run.folder == folder / "fedavg-s5"
     assert run.finished
@@ -124,11 +125,11 @@ def test_what_is_in_the_way_of_a_record_is_not_deleted(tmp_path: Path) -> None:
 
 def test_the_plan_remembers_everything_and_its_folder_is_numbered(tmp_path: Path) -> None:
     experiments = variants([loads(TINY)], ["fedavg", "distreal"], seeds=2)
-    folders = [begin(experiments, root=tmp_path, name="c", workers=3) for _ in range(3)]
+    folders = [begin(experiments, root=tmp_path, name="c", workers=3, device="meta") for _ in range(3)]
     assert [folder.name for folder in folders] == ["c", "c-2", "c-3"]
     plan = planned(folders[1])
     assert list(plan.experiments.values()) == experiments
-    assert plan.workers == 3
+    assert (plan.workers, plan.device) == (3, "meta")
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"experiments": {"a": "[["}, "workers": 1}', '{"workers": 1}'])

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import warnings
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -79,6 +83,21 @@ def test_other_data_are_seen_as_the_network_was_trained(record: Run, net: nn.Mod
     assert found.accuracy_recalibrated == pytest.approx(
         float((output(net, x).argmax(1) == darker.labels).float().mean()), abs=1e-6
     )
+
+
+def test_columns_of_other_data_may_be_named(record: Run, tmp_path: Path) -> None:
+    test = load("digits").test
+    rows = {"pixels": [png(image) for image in test.images], "digit": test.labels.tolist()}
+    for name in ("train", "test"):
+        pq.write_table(pa.table({**rows, "label": [0] * len(test)}), tmp_path / f"{name}.parquet")
+    found = evaluate(record.folder, str(tmp_path), image="pixels", label="digit", workers=1)
+    assert found.accuracy == evaluate(record.folder, workers=1).accuracy
+
+
+def png(image: Tensor) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image[0].numpy()).save(file, "png")
+    return file.getvalue()
 
 
 def test_data_that_do_not_fit_are_refused(record: Run) -> None:

@@ -50,6 +50,13 @@ def test_the_same_seed_gives_the_same_run_bit_for_bit(tmp_path, reference):
     assert_same(run(experiment(), root=tmp_path, workers=1), reference)
 
 
+def test_a_run_goes_on_where_it_was_computed(tmp_path):
+    record = run(experiment("experiment.rounds=2"), root=tmp_path, workers=1, device="cpu:0")
+    for name in ("checkpoint-2.safetensors", "summary.json"):
+        (record.folder / name).unlink()
+    assert resume(record.folder).latest().state["device"] == "cpu:0"
+
+
 def test_another_seed_gives_another(tmp_path, reference):
     other = run(experiment("experiment.seed=1", "experiment.rounds=1"), root=tmp_path, workers=1)
     assert other.events()[0]["accuracy"] != reference.events()[0]["accuracy"]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,7 @@ def test_a_record_of_the_simulation_is_not_for_processes(tmp_path, alone, monkey
         peers.resume(record.folder)
 
 
-def launch(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     torchrun = [
         sys.executable,
         "-m",
@@ -89,6 +90,22 @@ def launch(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.fixture
+def launch() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start torchrun; whatever a failed test leaves behind is ended."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def begin(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+        processes.append(started(folder, *arguments))
+        return processes[-1]
+
+    yield begin
+    for process in processes:
+        if process.poll() is None:
+            process.terminate()
+            process.communicate()
+
+
 def rank(launcher: int, number: int) -> int:
     """The process of a rank."""
     for child in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
@@ -104,7 +121,7 @@ def wait_for(path: Path, lines: int) -> None:
         time.sleep(0.02)
 
 
-def test_a_node_that_dies_ends_the_others_and_the_run_resumes_to_the_simulations_curve(tmp_path):
+def test_a_node_that_dies_ends_the_others_and_the_run_resumes_to_the_simulations_curve(tmp_path, launch):
     """Whatever was lost travels as an empty frame, and is what the simulation loses."""
     asked = experiment("experiment.rounds=20", "experiment.eval_every=4", *LOSSY)
     (tmp_path / "x.toml").write_text(dumps(asked))

@@ -57,8 +57,14 @@ def test_a_wrong_key_is_said_in_one_line(override: str, words: str) -> None:
 
 
 def test_keys_that_do_not_go_together() -> None:
-    with pytest.raises(ExperimentError, match=r"\[method\] activation_l1: goes with local_loss = true only"):
-        loads(ADASPLIT, ["method.activation_l1=1e-3", "method.local_loss=false"])
+    with pytest.raises(
+        ExperimentError, match=r"\[method\] activation_l1: does not go with local_loss = none"
+    ):
+        loads(ADASPLIT, ["method.activation_l1=1e-3", "method.local_loss=none"])
+    with pytest.raises(ExperimentError, match=r"\[method\] local_loss = aux_ce: .* leave head = true"):
+        loads(ADASPLIT, ["method.local_loss=aux_ce", "method.head=false"])
+    with pytest.raises(ExperimentError, match=r"\[fleet\] held_out = 5: none of the 5 devices would train"):
+        loads(ADASPLIT, ["fleet.held_out=5"])
 
 
 @pytest.mark.parametrize("name", METHODS)

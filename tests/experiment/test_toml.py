@@ -78,7 +78,11 @@ def experiments(draw: st.DrawFn) -> Experiment:
             writer=draw(optional(text)),
             augment=draw(st.sampled_from(["none", "crop-flip"])),
         ),
-        NetworkSection(name=draw(text), keep=draw(optional(st.lists(text, max_size=3).map(tuple)))),
+        NetworkSection(
+            name=draw(text),
+            folder=draw(optional_paths),
+            keep=draw(optional(st.lists(text, max_size=3).map(tuple))),
+        ),
         draw(fleets(writers=partition == "writer" and draw(st.booleans()))),
         FederatedTraining(
             lr=draw(positive),
@@ -173,7 +177,7 @@ BAD = [
     ("[experiment]\nseed = true", "[experiment] seed = true: should be a valid integer"),
     ("[experiment]\nseed = -1", "[experiment] seed = -1: should be greater than or equal to 0"),
     ("[experiment]\neval_every = 0", "[experiment] eval_every = 0: should be greater than or equal to 1"),
-    ('[experiment]\nname = "../x"', '[experiment] name = "../x": String should match'),
+    ('[experiment]\nname = "../x"', '[experiment] name = "../x": names a folder: letters, digits,'),
     ('[data]\naugment = "flip"', "[data] augment = \"flip\": should be 'none' or 'crop-flip'"),
     ('[data]\nsource = ""', '[data] source = "": String should have at least 1 character'),
     ("[data]\nfolder = 3", "[data] folder = 3: should be a valid string"),
@@ -267,6 +271,37 @@ def test_paths_in_a_file_begin_at_its_folder(tmp_path: Path, monkeypatch: pytest
     assert again.data.folder == tmp_path / "elsewhere"
     assert again.data.source == "digits"
     assert dict(again.options)["lut"] == tmp_path / "here" / "lut.json"
+
+
+def test_a_network_of_ones_own_is_found_again_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("here", "elsewhere"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.toml").write_text('[network]\nname = "mine:net"\n')
+    (tmp_path / "here" / "mine.py").touch()
+    here = tmp_path / "here"
+
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    beside_the_file = load(here / "x.toml")
+    assert (beside_the_file.network.name, beside_the_file.network.folder) == ("mine:net", here)
+    assert loads(dumps(beside_the_file)) == beside_the_file
+    for name in ("network.name=../here/mine.py:net", f"network.name={here}/mine.py:net"):
+        assert load("x.toml", [name]) == beside_the_file
+    assert load("x.toml").network.folder is None
+    assert load("x.toml", ["network.folder=../here"]) == beside_the_file
+    with pytest.raises(
+        ExperimentError, match=rf'--set .*: \[network\] name = "no.py:net": no such file in {tmp_path}'
+    ):
+        load("x.toml", ["network.name=no.py:net"])
+    # What is named on the command line is looked for from there only.
+    assert load(here / "x.toml", ["network.name=mine:net"]).network.folder is None
+
+    monkeypatch.chdir(here)
+    assert load(tmp_path / "elsewhere" / "x.toml") == beside_the_file
+    assert load("x.toml", ["network.name=torch.nn:Identity"]).network.folder is None
+    small = load("x.toml", ["network.name=lenet", "method.name=small", "method.network=mine:net"])
+    assert small.network.folder == here
 
 
 def test_the_uniform_table_is_no_path(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from leanfleet.gossip.costs import authors_bytes, total_ratio
+from leanfleet.gossip.costs import authors_bytes
 
 
 def resnet_20() -> list[int]:
@@ -51,16 +51,3 @@ def vgg_11() -> list[int]:
 )
 def test_bytes_of_a_message(sizes: list[int], density: float, expected: int) -> None:
     assert authors_bytes(sizes, density) == expected
-
-
-@pytest.mark.parametrize(
-    ("ratio", "steps", "expected"),
-    [
-        (1_089_900 / 16_479, 78_200, 63.46),
-        (1_089_900 / 1_845, 78_200, 428.78),
-        (37_953_068 / 56_943, 78_200, 467.35),
-        (37_953_068 / 569_265, 4_000, 36.36),
-    ],
-)
-def test_final_rounds_cost_a_share_of_the_ratio(ratio: float, steps: int, expected: float) -> None:
-    assert total_ratio(ratio, 50, steps) == pytest.approx(expected, abs=0.02)

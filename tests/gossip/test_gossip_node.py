@@ -23,9 +23,10 @@ from leanfleet.errors import LeanfleetError, NetworkError, WireError
 from leanfleet.fleet import Graph, build_graph
 from leanfleet.gossip.descent import Sgd, Training
 from leanfleet.gossip.layout import Layout
-from leanfleet.gossip.node import Node, broadcasts
+from leanfleet.gossip.node import Node, broadcasts, memory_ratio
 from leanfleet.gossip.rules import ErrorMemory, Whole
-from leanfleet.wire import Identity, Message, TopK
+from leanfleet.gossip.sums import RunningSums
+from leanfleet.wire import Identity, Message, RandomK, TopK, gather, pack
 
 NESTEROV = Sgd(lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01)
 TARGETS = normal(4, 6, seed=7)
@@ -104,6 +105,20 @@ def test_quasi_global_momentum() -> None:
     assert torch.allclose(torch.tensor(ws(nodes), dtype=torch.float64), w)
 
 
+def test_quasi_global_momentum_of_d_psgd_follows_the_whole_step() -> None:
+    """m <- mu m + (1 - mu) (x before - x after) / lr, where x after is mixed and then takes the step."""
+    sgd = Sgd(lr=0.1, momentum=0.9, weight_decay=0.0)
+    ring = build_graph("undirected-ring", 4)
+    x, m, mixing = normal(4, 6), torch.zeros(4, 6).double(), torch.from_numpy(ring.weights(0))
+    nodes = fleet_of(x, Whole, sgd=sgd, weighted=False, combine_first=True, quasi_global=True)
+    for _ in range(4):
+        g = x - TARGETS
+        before, x = x, mixing @ x - 0.1 * (g + 0.9 * (0.9 * m + g))
+        m = 0.9 * m + 0.1 * (before - x) / 0.1
+    train(nodes, ring, 4)
+    assert torch.allclose(xs(nodes), x)
+
+
 def test_merging_drops_the_memory_and_mixes_all() -> None:
     """Disagreement falls by the graph's eigenvalue; with the memory sent along it blows up instead."""
     graph = build_graph("ring", 8)
@@ -154,13 +169,62 @@ def test_who_sends_to_nobody_keeps_all() -> None:
     x = node.x.clone()
     assert node.outbox({0: 1.0}) == {}
     assert torch.equal(node.x, x)
-    assert node.memory_ratio == 0
+    assert memory_ratio(node.tensors()) == 0
 
 
 def test_the_memory_grows_to_many_times_the_parameters() -> None:
     nodes = fleet_of(normal(4, 100), lambda layout: ErrorMemory(layout, TopK(0.05), 0.05))
     run(nodes, build_graph("ring", 4), 60)
-    assert nodes[0].memory_ratio > 3
+    assert memory_ratio(nodes[0].tensors()) > 3
+    assert memory_ratio(fleet_of(normal(2, 6), Whole)[0].tensors()) == 0
+
+
+def random_k(layout: Layout) -> ErrorMemory:
+    return ErrorMemory(layout, RandomK(0.25, "bf16"), 0.25)
+
+
+def test_drawn_positions_do_not_travel_and_change_nothing() -> None:
+    """Told positions, of a receiver that knows nothing of the draw, bring the same values to the same places."""
+    graph, start = build_graph("exponential", 4), normal(4, 400).float()
+    nodes, told = (fleet_of(start, random_k, cuts=(3, 100)) for _ in range(2))
+    for node in told:
+        node._draws = None
+    lengths = []
+    for step in range(6):
+        box, other = (fleet[0].outbox(graph.column(step, 0)) for fleet in (nodes, told))
+        lengths += [len(m.tensors["packed"]) for m in (*box.values(), *other.values())]
+        for fleet, sent in ((nodes, box), (told, other)):
+            for node in fleet[1:]:
+                node.absorb([(0, sent[node.number])] if node.number in sent else [])
+            fleet[0].absorb([])
+    assert torch.equal(xs(nodes), xs(told))
+    # Two bytes a value, and one run's header; a told position costs about three bits more.
+    assert set(lengths[::2]) == {2 * 100 + 4}
+    assert all(length > 2 * 100 + 4 + 99 * 3 / 8 for length in lengths[1::2])
+
+
+def test_what_was_drawn_before_the_final_phase_is_understood_in_it() -> None:
+    nodes = fleet_of(normal(2, 40).float(), random_k, sums=RunningSums)
+    early = nodes[0].outbox({0: 0.5, 1: 0.5})[1]
+    for node in nodes:
+        node.merge()
+    dense = nodes[0].outbox({0: 0.5, 1: 0.5})[1]
+    assert [m.scalars["drawn"] for m in (early, dense)] == [True, False]
+    nodes[1].absorb([(0, early), (0, dense)])
+    assert nodes[1].weight == pytest.approx(2 - nodes[0].weight)
+
+
+def test_drawn_values_are_checked() -> None:
+    nodes = fleet_of(normal(2, 40).float(), random_k)
+    sent = nodes[0].outbox({0: 0.5, 1: 0.5})[1]
+    sparse = pack({"parts.0": gather(torch.zeros(10), torch.arange(5)).rounded("bf16")})
+    for bad, fault in (
+        (Message(sent.tensors, sent.scalars | {"drawn": False}), "values in layout"),
+        (Message({"packed": sparse}, sent.scalars), "positions where they are said to be drawn"),
+        (Message(sent.tensors, {n: v for n, v in sent.scalars.items() if n != "drawn"}), "scalars"),
+    ):
+        with pytest.raises(WireError, match=f"node 1, from node 0: .*{fault}"):
+            nodes[1].absorb([(0, bad)])
 
 
 def message(**scalars: float) -> Message:

@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leanfleet.errors import LeanfleetError
-from leanfleet.fleet import Graph, build_graph
+from leanfleet.fleet import Graph, build_graph, final_rounds
 from leanfleet.gossip.counters import QUANTUM
 from leanfleet.gossip.descent import Sgd
 from leanfleet.gossip.layout import Layout
@@ -31,7 +31,7 @@ from leanfleet.gossip.node import Node
 from leanfleet.gossip.rules import ErrorMemory, Rule, Whole
 from leanfleet.gossip.sums import Repair, RunningSums
 from leanfleet.randomness import numpy_generator
-from leanfleet.wire import TopK
+from leanfleet.wire import RandomK, TopK
 
 PAIR = build_graph("complete", 2)
 RING = build_graph("ring", 8)
@@ -44,6 +44,10 @@ def sums_with(repair: Repair = "none", lease: int | None = None) -> Callable[[La
 
 def sparse(layout: Layout) -> Rule:
     return ErrorMemory(layout, TopK(0.1), 0.1)
+
+
+def drawn(layout: Layout) -> Rule:
+    return ErrorMemory(layout, RandomK(0.2), 0.2)
 
 
 def lossy(rate: float, seed: int = 0) -> Callable[[int, int, int], bool]:
@@ -76,13 +80,13 @@ def test_without_running_sums_it_is_lost_for_good() -> None:
 @given(
     seed=st.integers(0, 1000),
     repair=st.sampled_from(["none", "repeat", "ack"]),
-    dense=st.booleans(),
+    rule=st.sampled_from([Whole, sparse, drawn]),
 )
 @settings(max_examples=15)
-def test_nothing_is_lost_whatever_links_do(seed: int, repair: Repair, dense: bool) -> None:
+def test_nothing_is_lost_whatever_links_do(seed: int, repair: Repair, rule: Callable[[Layout], Rule]) -> None:
     """Lost, doubled and late messages, in any order: what nodes have and what is on its way stays as it was."""
     start = (normal(4, 12, seed) / QUANTUM).round() * QUANTUM
-    nodes = fleet_of(start, Whole if dense else sparse, sums=sums_with(repair), cuts=(5,))
+    nodes = fleet_of(start, rule, sums=sums_with(repair), cuts=(5,))
     rng, late = numpy_generator(seed, "links"), []
     for step in range(8):
         boxes = {node.number: node.outbox(BOTH_WAYS.column(step, node.number)) for node in nodes}
@@ -126,6 +130,21 @@ def test_dense_rounds_deliver_what_is_outstanding() -> None:
     assert bias < 1e-3
     assert left < 0.03
     assert sum(ws(nodes)) == pytest.approx(8 - outstanding(nodes)[1])
+
+
+@pytest.mark.parametrize(
+    ("spec", "rate"), [("exponential", 0.05), ("exponential", 0.2), ("dynamic-ring", 0.2)]
+)
+def test_final_rounds_are_enough_when_messages_are_lost(spec: str, rate: float) -> None:
+    graph, fleets = build_graph(spec, 8), 5
+    rounds, left = final_rounds(graph, 1e-3, rate), []
+    for seed in range(fleets):
+        start = normal(8, 4, seed)
+        nodes = fleet_of(start, Whole, sums=sums_with())
+        run(nodes, graph, rounds, lossy(rate, seed))
+        left.append(float((zs(nodes) - start.mean(0)).norm() / (start - start.mean(0)).norm()))
+    assert sum(share <= 1e-3 for share in left) >= fleets - 1
+    assert max(left) < 1e-2
 
 
 def test_without_running_sums_averages_drift() -> None:

@@ -200,3 +200,13 @@ def test_no_width_loses_a_number_or_a_name(make: Make, width: int) -> None:
         assert word in text
     if width >= 80:
         assert text.count("family") == 1
+
+
+def test_it_is_said_what_runs_are_worth_to_clients_that_took_no_part(make: Make) -> None:
+    runs = [
+        make("adasplit", seed, facts={"held_out_accuracy": first, "held_out_accuracy_nearest": 0.5})
+        for seed, first in enumerate((0.2, 0.4))
+    ]
+    (said,) = (n for n in rank(group(read([*runs, make("sl-basic")])))["notes"] if "held out" in n)
+    assert said.startswith("adasplit: clients that were held out reach 30.0±14.1 % with the mean")
+    assert "50.0±0.0 % with those of the client whose network" in said

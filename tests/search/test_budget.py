@@ -106,8 +106,8 @@ def test_without_a_budget_nothing_is_left_out(go):
 @pytest.mark.parametrize("budget", [3.2, 6.0, 60.0])
 def test_costs_in_seconds_end_on_time_too(go, budget, monkeypatch):
     monkeypatch.setattr(
-        "leanfleet.search.cost._time",
-        lambda plan, params, task, rates: 1e-3 + 1e-9 * plan.macs(rates.tolist()) ** 0.9,
+        "leanfleet.profiling.step_time._time",
+        lambda local, batch, kept, end: 1e-3 + 1e-9 * local.step.plan.macs_of(kept) ** 0.9,
     )
     found = go(budget, cost="seconds")
     assert found.seconds <= budget

@@ -2,13 +2,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from leanfleet.errors import LutError
 from leanfleet.federated.distreal import Distreal, DistrealOptions
 from leanfleet.search import FAST, PAPER, Progress, search
-from leanfleet.search.cost import StepTime
 from leanfleet.subnet.lut import Lut
 
 TINY = replace(
@@ -100,8 +98,8 @@ def test_there_must_be_something_to_resume_and_a_folder_to_write_to(tmp_path):
 def test_seconds_can_be_the_cost(tmp_path, monkeypatch):
     # A clock of its own: so small a network's steps last as long as the machine likes.
     monkeypatch.setattr(
-        "leanfleet.search.cost._time",
-        lambda plan, params, task, rates: 1e-3 + 1e-9 * plan.macs(rates.tolist()),
+        "leanfleet.profiling.step_time._time",
+        lambda local, batch, kept, end: 1e-3 + 1e-9 * local.step.plan.macs_of(kept),
     )
     found = search(NET, "digits", tmp_path / "net.lut", protocol=TINY, cost="seconds")
     assert all(row.seconds is not None and row.seconds > 0 for row in found.rows)
@@ -109,22 +107,8 @@ def test_seconds_can_be_the_cost(tmp_path, monkeypatch):
     assert Lut.load(tmp_path / "net.lut") == found
 
 
-def test_step_times_rise_with_what_is_kept():
-    from leanfleet.data import load
-    from leanfleet.search.proxy import proxy
-    from leanfleet.search.run import OPTIMISER
-    from leanfleet.search.trials import Task
-
-    fitted = StepTime.profile(Task(NET, None, proxy(load("digits"), 100, 0), OPTIMISER, batch_size=32))
-    assert (fitted.coefficients >= 0).all()
-    seconds = fitted(np.linspace(0.5, 0, 6)[:, None].repeat(3, 1))
-    assert (np.diff(seconds) >= 0).all()
-    assert seconds[0] > 0
-    assert fitted(np.empty((0, 3))).shape == (0,)
-
-
 def test_a_step_that_dropout_does_not_shorten_is_no_cost(tmp_path, monkeypatch):
-    monkeypatch.setattr("leanfleet.search.cost._time", lambda *given: 1e-3)
+    monkeypatch.setattr("leanfleet.profiling.step_time._time", lambda *given: 1e-3)
     with pytest.raises(LutError, match="--cost macs"):
         search(NET, "digits", tmp_path / "net.lut", protocol=TINY, cost="seconds")
 

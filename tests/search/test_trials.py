@@ -104,3 +104,11 @@ def test_what_time_does_not_allow_is_left_out(task):
     whole = pool.gains(rates, np.arange(5), costs, lambda: None)
     assert measured(whole).all()
     assert whole[4].tolist() == first[4].tolist()
+
+
+def test_a_network_that_has_diverged_is_worth_as_much_as_guessing(task):
+    bench = Bench(task)
+    for value in (float("nan"), 1e30):
+        accuracy, loss = bench.measure({name: torch.full_like(p, value) for name, p in bench.params.items()})
+        assert loss == pytest.approx(np.log(10))
+        assert accuracy < 0.3

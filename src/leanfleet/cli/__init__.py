@@ -23,11 +23,14 @@ from leanfleet.cli.graph import graph
 from leanfleet.cli.nets import NetsCommand, nets
 from leanfleet.cli.options import (
     Device,
+    DeviceBefore,
     Engine,
     EngineName,
     File,
     Files,
+    ImageColumn,
     Json,
+    LabelColumn,
     RunFolder,
     RunFolders,
     Set,
@@ -60,7 +63,13 @@ class _Commands(TyperGroup):
         return click.Group.resolve_command(self, ctx, args)
 
 
-app = typer.Typer(cls=_Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 
 app.command(cls=NetsCommand)(nets)
@@ -142,14 +151,13 @@ def run(
 ) -> None:
     """Run an experiment and keep a record of it in runs/."""
     from leanfleet.engines import local
-    from leanfleet.engines.describe import check_device
     from leanfleet.experiment import load
 
     experiment = load(file, overrides or ())
     if engine is EngineName.peers:
+        peers.check(workers, device)
         _show_peers(peers.run(experiment, _ROOT), as_json)
         return
-    check_device(device)
     with Display(_ROOT) as display:
         record = local.run(experiment, root=_ROOT, workers=workers, device=device, watch=display)
     _show_runs([record.folder], as_json)
@@ -192,20 +200,19 @@ def compare(
 def resume(
     run: RunFolder,
     workers: Workers = None,
-    device: Device = "cpu",
+    device: DeviceBefore = None,
     engine: Engine = EngineName.local,
     as_json: Json = False,
 ) -> None:
     """Go on with a run or a comparison that was interrupted."""
     from leanfleet.engines import local
     from leanfleet.engines.compare import is_comparison, is_finished
-    from leanfleet.engines.describe import check_device
     from leanfleet.runs import Run
 
     if engine is EngineName.peers:
+        peers.check(workers, device)
         _show_peers(peers.resume(run), as_json)
         return
-    check_device(device)
     together = is_comparison(run)
     if is_finished(run) if together else Run.open(run).finished:
         print(f"{run}: already finished", file=sys.stderr)
@@ -239,17 +246,19 @@ def evaluate(
         str | None,
         typer.Option(metavar="SOURCE", help="A data set, as in [data] source.", show_default="the run's"),
     ] = None,
+    image: ImageColumn = None,
+    label: LabelColumn = None,
     workers: Workers = None,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
     """Evaluate a run's network: with the test batch's norm statistics (A), and recalibrated (B); or every client's."""
     from leanfleet.engines import inference
-    from leanfleet.engines.describe import check_device
 
-    check_device(device)
+    if data is None and (image or label):
+        raise UserError("--image, --label: go with --data; the run's own are in its experiment.toml")
     with busy(f"evaluating {run}"):
-        found = inference.evaluate(run, data, workers=workers, device=device)
+        found = inference.evaluate(run, data, image=image, label=label, workers=workers, device=device)
     if as_json:
         print_json(dataclasses.asdict(found))
         return
@@ -321,14 +330,13 @@ def _compare(
     as_json: bool,
 ) -> Any:
     from leanfleet.engines.compare import begin, variants
-    from leanfleet.engines.describe import check_device
 
-    check_device(device)
-    folder = begin(variants(experiments, methods, seeds), root=_ROOT, name=name, workers=workers)
+    chosen = variants(experiments, methods, seeds)
+    folder = begin(chosen, root=_ROOT, name=name, workers=workers, device=device)
     return _go_on(folder, workers, device, as_json)
 
 
-def _go_on(folder: Path, workers: int | None, device: str, as_json: bool) -> Any:
+def _go_on(folder: Path, workers: int | None, device: str | None, as_json: bool) -> Any:
     """Run what is left of a comparison and report on it."""
     from leanfleet.engines.compare import planned, resume_comparison
 

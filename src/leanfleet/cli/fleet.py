@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from leanfleet.experiment import Experiment
 
-_SHORTEST_ROUND_SECONDS = 10.0
+_SHORTEST_SECONDS = 10.0
 _COLUMNS = ("device", "state", "MAC/s", "width", "MACs", "bytes up", "bytes down")
 
 Output = Annotated[
@@ -64,25 +64,38 @@ def fleet(
         return
     print(f"# app: {folder}; every line that starts a server or a node needs a terminal, or & at its end")
     print("\n".join(lines))
+    simulated = f"cd {folder}; flwr run . --federation-config num-supernodes={nodes}"
+    print(f"# or all of it simulated here, which takes Ray (pip install 'flwr[simulation]'): {simulated}")
 
 
 def _nodes(experiment: Experiment, asked: int | None) -> int:
     """Return how many nodes to write for, checked against what the rounds need."""
-    from leanfleet.experiment import FederatedFleet
+    from leanfleet.experiment import FederatedFleet, SplitFleet
 
     fleet = experiment.fleet
-    assert isinstance(fleet, FederatedFleet)
-    if fleet.round_seconds < _SHORTEST_ROUND_SECONDS:
-        raise UserError(
-            f"[fleet] round_seconds = {fleet.round_seconds:g}: are real seconds here, and a message alone takes about "
-            f"{_SHORTEST_ROUND_SECONDS:g}; try --set fleet.round_seconds=30.0"
-        )
-    nodes = asked or fleet.per_round
-    if nodes < fleet.per_round:
-        raise UserError(
-            f"--nodes {nodes}: a round needs {fleet.per_round}; give more, or --set fleet.per_round={nodes}"
-        )
+    key, needed = "devices", fleet.devices
+    if isinstance(fleet, FederatedFleet):
+        key, needed = "per_round", fleet.per_round
+        _check_seconds("round_seconds", fleet.round_seconds, 1)
+    elif isinstance(fleet, SplitFleet) and fleet.iteration_seconds is not None:
+        times = getattr(experiment.options, "selection_window", 1)
+        _check_seconds("iteration_seconds", fleet.iteration_seconds, times)
+    nodes = asked or needed
+    if nodes is None:
+        raise UserError("--nodes: say how many; the experiment's data decide how many devices there are")
+    if nodes < (needed or 0):
+        raise UserError(f"--nodes {nodes}: a round needs {needed}; give more, or --set fleet.{key}={nodes}")
     return nodes
+
+
+def _check_seconds(key: str, seconds: float, times: int) -> None:
+    """Check that a message's answer can be there in time."""
+    if seconds * times < _SHORTEST_SECONDS:
+        whole = "" if times == 1 else f" for each of the {times} mini-batches of a message"
+        raise UserError(
+            f"[fleet] {key} = {seconds:g}: are real seconds here{whole}, and a message alone takes about "
+            f"{_SHORTEST_SECONDS:g}; try --set fleet.{key}={3 * _SHORTEST_SECONDS / times:.1f}"
+        )
 
 
 def watch(

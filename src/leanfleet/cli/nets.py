@@ -43,7 +43,8 @@ class NetsCommand(TyperCommand):
 
 def nets(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="A network, or package.module:function.")
+        str | None,
+        typer.Argument(metavar="[NAME]", help="A network, or file.py:function of yours."),
     ] = None,
     keep: Annotated[
         list[str] | None,

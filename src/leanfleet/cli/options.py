@@ -36,4 +36,15 @@ Workers = Annotated[
     int | None, typer.Option(min=1, help="Worker processes.", show_default="one a core; resuming: as before")
 ]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")]
+DeviceBefore = Annotated[
+    str | None,
+    typer.Option("--device", help="Where to compute: cpu, cuda, cuda:1, ...", show_default="as before"),
+]
+ImageColumn = Annotated[
+    str | None,
+    typer.Option("--image", metavar="COLUMN", help="Where the images of --data are.", show_default="found"),
+]
+LabelColumn = Annotated[
+    str | None, typer.Option("--label", metavar="COLUMN", help="Where its labels are.", show_default="found")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print plain JSON instead of tables.")]

@@ -9,9 +9,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from leanfleet.console import Display
+from leanfleet.errors import UserError
 
 if TYPE_CHECKING:
     from leanfleet.experiment import Experiment
+
+
+def check(workers: int | None, device: str | None) -> None:
+    """Check that nobody asks for what every process of this engine decides for itself.
+
+    Raises:
+        UserError: Somebody does.
+    """
+    if workers is not None:
+        raise UserError(
+            "--workers: --engine peers has one process a node, as many as torchrun starts; leave it out"
+        )
+    if device not in (None, "cpu"):
+        raise UserError(f"--device {device}: --engine peers computes on the CPU; leave it out")
 
 
 def run(experiment: Experiment, root: Path) -> Path | None:

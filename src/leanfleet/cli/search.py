@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
-from leanfleet.cli.options import Json
+from leanfleet.cli.options import ImageColumn, Json, LabelColumn
 from leanfleet.console import clock, print_json, print_tables, progress_bars, simple_table
 from leanfleet.errors import StorageError, UserError, WorkerError
 
@@ -30,7 +30,11 @@ _TITLES = {
 }
 
 Network = Annotated[
-    str, typer.Argument(metavar="NET", help="A reference network, or package.module:function of yours.")
+    str,
+    typer.Argument(
+        metavar="NET",
+        help="A reference network, or file.py:function of yours.",
+    ),
 ]
 Data = Annotated[
     str, typer.Option("--data", help="What the fleet will train on: a name, hf:owner/name or a path.")
@@ -58,6 +62,8 @@ def search(
     budget: Budget = None,
     cost: Cost = "macs",
     keep: Keep = None,
+    image: ImageColumn = None,
+    label: LabelColumn = None,
     seed: Seed = 0,
     lr: Lr = 0.1,
     workers: Annotated[
@@ -72,6 +78,7 @@ def search(
     seconds = None if budget is None else parse_time(budget)
     from dataclasses import replace
 
+    from leanfleet.data import load
     from leanfleet.engines.local import default_workers
     from leanfleet.report import can_draw
     from leanfleet.report.front import draw_front
@@ -82,13 +89,17 @@ def search(
         raise UserError(f"--protocol {protocol}: should be one of {', '.join(PROTOCOLS)}")
     if cost not in ("macs", "seconds"):
         raise UserError(f"--cost {cost}: should be macs or seconds")
+    if not lr > 0:
+        raise UserError(f"--lr {lr:g}: should be greater than 0")
     # Not after hours of searching. The plot of a table net.lut is net.png.
     if out.is_dir() or out.suffix == ".png":
         raise UserError(f"-o {out}: should be a file such as net.lut")
+    if out.exists():
+        raise UserError(f"-o {out}: is there already; take another name, or remove it first")
     with SearchDisplay(out, PROTOCOLS[protocol].measure) as display:
         lut = run_search(
             network,
-            data,
+            load(data, image=image, label=label),
             out,
             protocol=PROTOCOLS[protocol],
             cost="seconds" if cost == "seconds" else "macs",
@@ -214,11 +225,9 @@ def _show(file: Path, found: Lut, as_json: bool, plot: Path | None = None) -> No
 
 def _known(about: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Return what people want to know of a search; a hypervolume always with what it is of."""
-    found = [
-        (name, about[name])
-        for name in ("network", "data", "seed", "version", "start_accuracy")
-        if name in about
-    ]
+    found = [(name, about[name]) for name in ("network", "data", "seed", "version") if name in about]
+    if "start_accuracy" in about:
+        found.append(("start_accuracy", f"{about['start_accuracy']:.3f}"))
     for name in ("hypervolume", "hypervolume_uniform"):
         for measure, volume in about.get(name, {}).items():
             found.append((f"{name} ({measure})", "-" if volume is None else f"{volume:.4f}"))
@@ -226,7 +235,7 @@ def _known(about: Mapping[str, Any]) -> list[tuple[str, Any]]:
     if "share_outside_training" in about:
         found.append(("outside training", f"{100 * about['share_outside_training']:.1f} %"))
     if about.get("interpolated"):
-        found.append(("interpolated rows", ", ".join(map(str, about["interpolated"]))))
+        found.append(("interpolated rows", len(about["interpolated"])))
     if about.get("cut_short"):
         found.append(("cut short", "; ".join(about["cut_short"])))
     return found

@@ -18,10 +18,10 @@ from pathlib import Path
 
 from leanfleet.engines.job import make_job
 from leanfleet.engines.local import Watch, default_workers, resume, run
-from leanfleet.engines.staff import Staff
-from leanfleet.errors import ExperimentError, RecordError
-from leanfleet.experiment import Experiment, dumps, loads, override
-from leanfleet.runs import Run, new_folder
+from leanfleet.engines.staff import Staff, check_device
+from leanfleet.errors import ExperimentError, RecordError, did_you_mean
+from leanfleet.experiment import METHODS, Experiment, dumps, loads, override
+from leanfleet.runs import Run, clear_unborn, new_folder
 from leanfleet.storage import write_json
 
 FILE = "comparison.json"
@@ -34,10 +34,12 @@ class Plan:
     Attributes:
         experiments: By the names of their records, in order.
         workers: Worker processes of each run.
+        device: Where torch computes.
     """
 
     experiments: Mapping[str, Experiment]
     workers: int
+    device: str
 
 
 def variants(
@@ -56,6 +58,9 @@ def variants(
     Raises:
         ExperimentError: A method is unknown, or two variants would have one name.
     """
+    unknown = next((method for method in methods if method not in METHODS), None)
+    if unknown is not None:
+        raise ExperimentError(f"method '{unknown}' is unknown{did_you_mean(unknown, METHODS)}")
     found = [
         _variant(experiment, method, experiment.experiment.seed + shift, prefix=len(experiments) > 1)
         for experiment in experiments
@@ -95,23 +100,32 @@ def compare(
         WorkerError: A worker died; the comparison can be resumed.
         StorageError: The disk refused; the comparison can be resumed.
     """
-    folder = begin(experiments, root=root, name=name, workers=workers)
-    return resume_comparison(folder, device=device, watch=watch)
+    folder = begin(experiments, root=root, name=name, workers=workers, device=device)
+    return resume_comparison(folder, watch=watch)
 
 
-def begin(experiments: Sequence[Experiment], *, root: Path, name: str, workers: int | None = None) -> Path:
+def begin(
+    experiments: Sequence[Experiment],
+    *,
+    root: Path,
+    name: str,
+    workers: int | None = None,
+    device: str = "cpu",
+) -> Path:
     """Write down what is to be compared; return the folder, ready for `resume_comparison`.
 
     Raises:
         UserError: An experiment cannot be run as it is; better said now than after the first hours.
         StorageError: The disk refuses.
     """
+    check_device(device)
     nameless = {dumps(override(e, ["experiment.name=x", "experiment.seed=0"])): e for e in experiments}
     for experiment in nameless.values():
         make_job(experiment)
     folder = new_folder(root, name)
     texts = {e.experiment.name: dumps(e) for e in experiments}
-    write_json(folder / FILE, {"workers": workers or default_workers(), "experiments": texts})
+    plan = {"workers": workers or default_workers(), "device": device, "experiments": texts}
+    write_json(folder / FILE, plan)
     return folder
 
 
@@ -119,7 +133,7 @@ def resume_comparison(
     folder: Path,
     *,
     workers: int | None = None,
-    device: str = "cpu",
+    device: str | None = None,
     watch: Watch = lambda progress: None,
 ) -> list[Run]:
     """Go on with a comparison and return its records: finished ones as they are.
@@ -127,7 +141,7 @@ def resume_comparison(
     Args:
         folder: The comparison.
         workers: As many as before if None, so that the result is the same bit for bit.
-        device: Where torch computes.
+        device: Where torch computes; where it did before if None.
         watch: Is told about progress of the present run.
 
     Raises:
@@ -135,12 +149,12 @@ def resume_comparison(
     """
     plan = planned(folder)
     records = []
-    with Staff(device) as staff:
+    with Staff(device or plan.device) as staff:
         for name, experiment in plan.experiments.items():
             if (folder / name / "experiment.toml").is_file():
                 records.append(resume(folder / name, workers=workers, watch=watch, staff=staff))
             else:
-                _clear(folder / name)
+                clear_unborn(folder / name)
                 count = workers or plan.workers
                 records.append(run(experiment, root=folder, workers=count, watch=watch, staff=staff))
     return records
@@ -166,7 +180,8 @@ def planned(folder: Path) -> Plan:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         found = [loads(text) for text in content["experiments"].values()]
-        return Plan({e.experiment.name: e for e in found}, int(content["workers"]))
+        experiments = {e.experiment.name: e for e in found}
+        return Plan(experiments, int(content["workers"]), str(content.get("device", "cpu")))
     except OSError as error:
         raise RecordError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, AttributeError, TypeError, ExperimentError) as error:
@@ -178,13 +193,3 @@ def _variant(experiment: Experiment, method: str, seed: int, *, prefix: bool) ->
     # The method first: it decides whether the name below is one that a folder can have.
     chosen = override(experiment, [f"method.name={method}"])
     return override(chosen, [f"experiment.name={name}", f"experiment.seed={seed}"])
-
-
-def _clear(folder: Path) -> None:
-    """Remove what is left where a process was killed before it had written a record's first file."""
-    if folder.is_dir():
-        (folder / ".lock").unlink(missing_ok=True)
-        try:
-            folder.rmdir()
-        except OSError as error:
-            raise RecordError(f"{folder}: in the way of a new record: {error.strerror}; move it") from error

@@ -35,7 +35,7 @@ def network(
     """Return a network's layers, channel groups and costs, ready for JSON.
 
     Args:
-        name: A reference network, or `package.module:function` of the user's.
+        name: What `leanfleet.nets.build` takes.
         keep: Layers whose channels are never dropped; the reference network's own choice if None.
         classes: Number of classes, where it is not the usual one.
         shape: Shape (channels, height, width) of one image; needed for a network of the user's.
@@ -152,19 +152,6 @@ def _cpu() -> str:
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def check_device(name: str) -> None:
-    """Check that torch can compute on a device such as "cpu", "cuda" or "cuda:1".
-
-    Raises:
-        UserError: It cannot.
-    """
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        line = str(error).partition("\n")[0]
-        raise UserError(f"--device {name}: torch cannot compute there: {line}") from error
 
 
 def parse_shape(text: str) -> tuple[int, int, int]:

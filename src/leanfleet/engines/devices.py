@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -132,9 +132,16 @@ class Devices:
         return Message({}, {"hits": hits, "count": count, "loss": loss})
 
 
-def make_pacer(job: FederatedJob, clock: Clock, start: float, seconds: float, samples: int) -> Pacer:
+def make_pacer(
+    job: FederatedJob,
+    clock: Clock,
+    start: float,
+    seconds: float,
+    samples: int,
+    kind: Callable[..., Pacer] = Pacer,
+) -> Pacer:
     """Return what paces a device through a round of so many seconds, as the experiment has it."""
-    return Pacer(
+    return kind(
         clock,
         round_start=start,
         round_seconds=seconds,

@@ -16,8 +16,8 @@ from leanfleet.engines.nodes import by_node
 from leanfleet.engines.post import Letter, Post, sender_of
 from leanfleet.engines.rounds import Found, Gossip
 from leanfleet.errors import RecordError
-from leanfleet.gossip import Node
-from leanfleet.gossip.membership import leave
+from leanfleet.gossip import Node, memory_ratio
+from leanfleet.gossip.membership import MassLedger, crash, leave
 from leanfleet.ledger import PHI, Ledger
 from leanfleet.wire import Message, Scalar, decode, encode
 from leanfleet.workers import Workers
@@ -40,6 +40,7 @@ class GossipCenter(Gossip):
         # Those that have not left for good, and their push-sum weights.
         self.nodes = list(everyone)
         self.weights = dict.fromkeys(everyone, 1.0)
+        self.mass = MassLedger(float(len(self.nodes)))
         self._states: dict[str, Tensor] = {}
 
     def judged(self, pool: Workers) -> list[tuple[float, float]]:
@@ -71,6 +72,7 @@ class GossipCenter(Gossip):
         return {
             "nodes": list(self.nodes),
             "weights": [self.weights[i] for i in self.nodes],
+            "mass": [self.mass.total, self.mass.entries],
             "post": self.post.state(),
             "totals": dict(self.totals),
             "final": self._final,
@@ -89,6 +91,8 @@ class GossipCenter(Gossip):
             )
         self.nodes = list(state["nodes"])
         self.weights = dict(zip(self.nodes, state["weights"], strict=True))
+        total, entries = state["mass"]
+        self.mass = MassLedger(total, [tuple(entry) for entry in entries])
         self.totals, self._final = dict(state["totals"]), state["final"]
         self.post.restore(named(tensors, "late/"), state["post"])
         self._states = named(tensors, "nodes/")
@@ -128,7 +132,9 @@ class GossipCenter(Gossip):
             "bytes_authors": self.totals["bytes_authors"],
             "nodes": len(self.nodes),
             "weights": [min(weights), max(weights)],
+            "mass": self.mass.total,
             "disagreement": self._disagreement(),
+            "memory_ratio": max(map(memory_ratio, by_node(self._states).values())),
             "lost_share": found.lost / found.sent if found.sent else 0.0,
             "rejected": found.rejected,
         }
@@ -158,12 +164,22 @@ class GossipCenter(Gossip):
         for i, since in self.fleet.departures.items():
             if i in self.nodes and exchange >= since:
                 self.nodes.remove(i)
-                if self.fleet.farewell != "crash":
-                    self._say_farewell(pool, i, exchange, ledger)
+                change = (
+                    self._bury(pool, i)
+                    if self.fleet.farewell == "crash"
+                    else self._say_farewell(pool, i, exchange, ledger)
+                )
+                self.mass.book(exchange, f"node {i}: {self.fleet.farewell}", change)
                 del self.weights[i]
 
-    def _say_farewell(self, pool: Workers, leaver: int, exchange: int, ledger: Ledger) -> None:
-        """Let a node leave in order: rarely done, so here, with all whom it concerns."""
+    def _bury(self, pool: Workers, dead: int) -> float:
+        """Return the change of the total weight when a node is gone at once."""
+        receivers = [i for i in self.method.neighbours(dead)[1] if i in self.nodes]
+        concerned = self._fetch(pool, {dead, *receivers})
+        return crash(concerned[dead], [concerned[i] for i in receivers])
+
+    def _say_farewell(self, pool: Workers, leaver: int, exchange: int, ledger: Ledger) -> float:
+        """Let a node leave in order: rarely done, so here, with all whom it concerns; return as `leave`."""
         assert self.fleet.farewell != "crash"
         found = self.method.neighbours(leaver)
         # Who is away takes part as well: it would otherwise come back to what is no link any more.
@@ -177,7 +193,7 @@ class GossipCenter(Gossip):
             ledger.bytes_down += len(data)
             return decode(data)
 
-        leave(
+        change = leave(
             concerned[leaver],
             [concerned[i] for i in senders],
             [concerned[i] for i in receivers],
@@ -187,6 +203,7 @@ class GossipCenter(Gossip):
         del concerned[leaver]
         self._give(pool, {f"{i}/{n}": t for i, node in concerned.items() for n, t in node.tensors().items()})
         self.weights |= {i: node.weight for i, node in concerned.items()}
+        return change
 
     def _fetch(self, pool: Workers, nodes: Iterable[int]) -> dict[int, Node]:
         """Return some nodes as they are with their workers."""

@@ -60,6 +60,8 @@ def evaluate(
     folder: Path,
     source: str | DataSet | None = None,
     *,
+    image: str | None = None,
+    label: str | None = None,
     data: DataSet | None = None,
     workers: int | None = None,
     device: str = "cpu",
@@ -72,6 +74,8 @@ def evaluate(
     Args:
         folder: The run's record.
         source: A data set, or what names one; the run's own if None.
+        image: Column of the images of what is named, where it is not the usual one.
+        label: Column of its labels, likewise.
         data: The run's own data, where it is not data that a file can name.
         workers: Worker processes; one a core if None.
         device: Where torch computes.
@@ -82,12 +86,14 @@ def evaluate(
     """
     job, latest = _open(folder, data)
     if source is not None:
-        job = dataclasses.replace(job, data=_tested_on(job.data, _load(source, job)))
+        if isinstance(source, str):
+            source = load_named(source, folder=job.experiment.data.folder, image=image, label=label)
+        job = dataclasses.replace(job, data=_tested_on(job.data, source))
     count = workers or default_workers()
     with Staff(device) as staff:
         pool = staff.for_job(job, count)
         if isinstance(job, SplitJob):
-            center = SplitCenter(job, count)
+            center = SplitCenter(job, count, device)
             center.restore(latest.tensors, latest.state["center"], pool)
             found = center.evaluate(pool)
             own = tuple(found["accuracies"])
@@ -119,11 +125,11 @@ def trained(
     job, latest = _open(folder, data)
     if isinstance(job, SplitJob):
         if client is None:
-            last = len(job.parts) - 1
+            last = job.devices - 1
             raise UserError(
                 f"{folder}: every client has a network: say whose, --client 0 to {last}, or 'new'"
             )
-        who = parse_who(client, len(job.parts))
+        who = parse_who(client, job.devices)
         mean, std = stats_of(job, who)
         return network_of(job, latest, who), dataclasses.replace(job.data, mean=mean, std=std)
     if client is not None:
@@ -205,12 +211,6 @@ def _open(folder: Path, data: DataSet | None) -> tuple[FederatedJob | SplitJob, 
         assert isinstance(job, SplitJob)
         return job, latest
     return federated_job(experiment, data), latest
-
-
-def _load(source: str | DataSet, job: FederatedJob | SplitJob) -> DataSet:
-    if isinstance(source, DataSet):
-        return source
-    return load_named(source, folder=job.experiment.data.folder)
 
 
 def _tested_on(own: DataSet, other: DataSet) -> DataSet:

@@ -77,6 +77,11 @@ class Job:
     availability: AvailabilityConfig
     macs: tuple[float, float]
 
+    @property
+    def devices(self) -> int:
+        """How many devices train."""
+        return len(self.parts)
+
     def samples(self, device: int) -> int:
         """Return how many samples a device processes in a round."""
         return len(self.parts[device])
@@ -126,6 +131,11 @@ class SplitJob(Job):
     fleet: SplitFleet
     training: SplitTraining
     method: split.SplitMethod[Any]
+
+    @property
+    def devices(self) -> int:
+        """How many devices train; the others are held out."""
+        return self.method.setting.clients
 
     @property
     def iterations(self) -> int:
@@ -237,10 +247,13 @@ def _split(experiment: Experiment, data: DataSet, parts: Parts) -> SplitJob:
     assert isinstance(options, split.SplitOptions)
     found = split.cut(net, options.cut, torch.zeros(2, *data.shape))
     macs = float(found.client_macs + found.server_macs)
-    most = max(len(parts[device]) for device in range(len(parts)))
+    clients = len(parts) - fleet.held_out
+    if clients < 1:
+        raise ExperimentError(f"[fleet] held_out: {fleet.held_out} of {len(parts)} devices; none would train")
+    most = max(len(parts[client]) for client in range(clients))
     setting = split.Setting(
         cut=found,
-        clients=len(parts),
+        clients=clients,
         classes=len(data.classes),
         rounds=experiment.experiment.rounds,
         iterations=training.iterations or math.ceil(most / training.batch_size),
@@ -309,7 +322,8 @@ def network(experiment: Experiment, name: str, data: DataSet, member: int = 0) -
     """Return a network for this data, at the experiment's start; each member of an ensemble has its own."""
     seed = experiment.experiment.seed
     seed = key(seed, "member", member) if member else seed
-    return build(name, classes=len(data.classes), shape=data.shape, seed=seed)
+    folder = experiment.network.folder
+    return build(name, classes=len(data.classes), shape=data.shape, seed=seed, folder=folder)
 
 
 def trace(net: nn.Module, data: DataSet, keep: Sequence[str]) -> SubnetPlan:

@@ -55,12 +55,11 @@ def run(
         own = experiment.data.model_copy(update={"source": f"python:{data.name}"})
         experiment = replace(experiment, data=own)
     job = make_job(experiment, data)
-    with begin(job, root) as record:
+    with nullcontext(staff) if staff else Staff(device) as hands, begin(job, root) as record:
         count = workers or default_workers()
         say_notes(job)
-        loop = Loop(record, job, _center(job, count), count, watch)
-        with nullcontext(staff) if staff else Staff(device) as hands:
-            loop.go(hands.for_job(job, count))
+        loop = Loop(record, job, _center(job, count, hands.device), count, watch, hands.device)
+        loop.go(hands.for_job(job, count))
         return record
 
 
@@ -85,7 +84,7 @@ def resume(
     *,
     data: DataSet | None = None,
     workers: int | None = None,
-    device: str = "cpu",
+    device: str | None = None,
     watch: Watch = lambda progress: None,
     staff: Staff | None = None,
 ) -> Run:
@@ -95,7 +94,7 @@ def resume(
         folder: The record.
         data: The data set the run was started with, where it is not one that a file can name.
         workers: As many as before if None, so that the result is the same bit for bit.
-        device: Where torch computes.
+        device: Where torch computes; where it did before if None.
         watch: Is told about progress.
         staff: Workers to share with other runs; then `device` is theirs.
 
@@ -107,11 +106,11 @@ def resume(
             return record
         restored = record.restore()
         job = make_job(load(record.experiment_file), data)
-        before = restored.state["workers"] if restored else None
-        count = workers or before or default_workers()
-        say_notes(job)
-        loop = Loop(record, job, _center(job, count), count, watch)
-        with nullcontext(staff) if staff else Staff(device) as hands:
+        before = restored.state if restored else {}
+        count = workers or before.get("workers") or default_workers()
+        with nullcontext(staff) if staff else Staff(device or before.get("device", "cpu")) as hands:
+            say_notes(job)
+            loop = Loop(record, job, _center(job, count, hands.device), count, watch, hands.device)
             loop.go(hands.for_job(job, count), restored)
         return record
 
@@ -121,12 +120,12 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _center(job: AnyJob, workers: int) -> Center:
+def _center(job: AnyJob, workers: int, device: str) -> Center:
     match job:
         case FederatedJob():
             return FederatedCenter(job, workers)
         case SplitJob():
-            return SplitCenter(job, workers)
+            return SplitCenter(job, workers, device)
         case GossipJob():
             return GossipCenter(job, workers)
 

@@ -52,12 +52,16 @@ class Loop:
         center: What the family has at the centre.
         workers: Worker processes.
         watch: Is told about progress.
+        device: Where they compute; kept for who goes on.
     """
 
-    def __init__(self, record: Run, job: AnyJob, center: Center, workers: int, watch: Watch) -> None:
+    def __init__(
+        self, record: Run, job: AnyJob, center: Center, workers: int, watch: Watch, device: str = "cpu"
+    ) -> None:
         self.record, self.job, self.center, self.workers, self.watch = record, job, center, workers, watch
+        self.device = device
         self.experiment = job.experiment
-        self.ledger = Ledger.empty(len(job.parts))
+        self.ledger = Ledger.empty(job.devices)
         self.round = 0
         self.accuracy: float | None = None
         self.best: float | None = None
@@ -144,6 +148,7 @@ class Loop:
             "accuracy": self.accuracy,
             "best_accuracy": self.best,
             "workers": self.workers,
+            "device": self.device,
             "closed": self.closed,
             "center": self.center.state(),
         }
@@ -170,7 +175,7 @@ class Loop:
             "accuracy": self.accuracy,
             "best_accuracy": self.best,
             **self.ledger.totals(),
-            "devices": len(self.job.parts),
+            "devices": self.job.devices,
             "workers": self.workers,
             "data_note": self.job.data.note or None,
             "energy": joules and joules._asdict(),

@@ -31,11 +31,12 @@ from leanfleet.engines.nodes import Nodes
 from leanfleet.engines.rounds import Found, Gossip
 from leanfleet.errors import ExperimentError, RecordError, WorkerError
 from leanfleet.experiment import Experiment, dumps, load
+from leanfleet.gossip import memory_ratio
 from leanfleet.ledger import PHI, Ledger
 from leanfleet.runs import Checkpoint, Run
 
 _PATIENCE: Final = timedelta(minutes=30)
-_BOOKS: Final = ("macs", "bytes_up", "bytes_down", "sent", "lost", "weight", "loss", "steps")
+_BOOKS: Final = ("macs", "bytes_up", "bytes_down", "sent", "lost", "weight", "memory", "loss", "steps")
 
 
 def run(experiment: Experiment, *, root: Path = Path("runs"), watch: Watch = lambda progress: None) -> Run:
@@ -142,7 +143,8 @@ class Peer(Gossip):
 
     def told(self, pool: Any, ledger: Ledger, found: Found) -> dict[str, Any]:
         """See `Gossip.told`; every rank books what all have spent, so that all end a run at the same budget."""
-        self._books["weight"] = self._nodes.node(self.rank).weight
+        node = self._nodes.node(self.rank)
+        self._books["weight"], self._books["memory"] = node.weight, memory_ratio(node.tensors())
         now = time.monotonic()
         ledger.seconds_virtual += float(_gather([now - self._clock]).max())
         self._clock = now
@@ -158,7 +160,9 @@ class Peer(Gossip):
             "bytes_authors": self.overall()["bytes_authors"],
             "nodes": dist.get_world_size(),
             "weights": [float(books["weight"].min()), float(books["weight"].max())],
+            "mass": float(dist.get_world_size()),
             "disagreement": self._disagreement(),
+            "memory_ratio": float(books["memory"].max()),
             "lost_share": float(books["lost"].sum()) / sent if sent else 0.0,
             "rejected": found.rejected,
         }

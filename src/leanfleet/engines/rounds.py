@@ -50,6 +50,8 @@ class Gossip(ABC):
         self.totals = {"bytes_authors": 0, "transmissions": 0}
         # What the final rounds came to, once they are over.
         self._final: dict[str, Any] | None = None
+        # Of the nodes as they are; None once they have gone on.
+        self._accuracy: float | None = None
 
     @abstractmethod
     def iterate(self, pool: Any, iteration: int, ledger: Ledger, found: Found) -> None:
@@ -81,7 +83,7 @@ class Gossip(ABC):
 
     def play(self, pool: Any, round: int, ledger: Ledger, show: Show) -> dict[str, Any]:
         """Let all nodes train and exchange for a round."""
-        found = Found()
+        found, self._accuracy = Found(), None
         for iteration in range(self.job.iterations):
             self.iterate(pool, round * self.job.iterations + iteration, ledger, found)
             show((iteration + 1) / self.job.iterations)
@@ -91,8 +93,9 @@ class Gossip(ABC):
         """Return the mean over nodes of accuracy and loss on all test samples, and all nodes' accuracies."""
         count, found = len(self.job.data.test), self.judged(pool)
         accuracies = [hits / count for hits, _ in found]
+        self._accuracy = math.fsum(accuracies) / len(found)
         return {
-            "accuracy": math.fsum(accuracies) / len(found),
+            "accuracy": self._accuracy,
             "loss": math.fsum(loss for _, loss in found) / count / len(found),
             "worst_accuracy": min(accuracies),
             "accuracies": accuracies,
@@ -108,8 +111,11 @@ class Gossip(ABC):
         return self._final
 
     def _finish(self, pool: Any, ledger: Ledger, show: Show) -> dict[str, Any]:
-        before, trained = self.evaluate(pool)["accuracy"], ledger.bytes_up
-        dense = self.overall()["transmissions"] * dense_bytes(self.job)
+        trained, before = ledger.bytes_up, self._accuracy
+        if before is None:
+            before = self.evaluate(pool)["accuracy"]
+        sent = self.overall()["transmissions"]
+        dense = sent * dense_bytes(self.job)
         rounds, found = self.method.final_rounds(), Found()
         if rounds:
             self.end_training(pool)
@@ -124,6 +130,8 @@ class Gossip(ABC):
             "accuracy_averaged": self._accuracy_averaged(),
             "final_rounds": rounds,
             "bytes_up_before_final": trained,
+            "values_per_message": self.method.values_per_message(),
+            "bytes_per_message": trained / sent if sent else None,
             "ratio": dense / trained if trained else None,
             "ratio_with_final": dense / ledger.bytes_up if ledger.bytes_up else None,
             "eta": self.method.eta,

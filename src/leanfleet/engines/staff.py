@@ -4,14 +4,30 @@ from __future__ import annotations
 
 from typing import Self
 
+import torch
+
 from leanfleet.data import DataSet
 from leanfleet.engines.clients import Clients
 from leanfleet.engines.devices import Devices
 from leanfleet.engines.job import AnyJob, FederatedJob, GossipJob, Job, Parts, SplitJob, make_job
 from leanfleet.engines.nodes import Nodes
+from leanfleet.errors import UserError
 from leanfleet.experiment import dumps, loads
 from leanfleet.wire import Message, decode, encode
 from leanfleet.workers import Handler, Tick, Workers
+
+
+def check_device(name: str) -> None:
+    """Check that torch can compute on a device such as "cpu", "cuda" or "cuda:1".
+
+    Raises:
+        UserError: It cannot.
+    """
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        line = str(error).partition("\n")[0]
+        raise UserError(f"--device {name}: torch cannot compute there: {line}") from error
 
 
 def start(data: DataSet, device: str) -> Handler:
@@ -47,10 +63,14 @@ class Staff:
 
     Args:
         device: Where torch computes, "cpu" or "cuda".
+
+    Raises:
+        UserError: It cannot compute there.
     """
 
     def __init__(self, device: str = "cpu") -> None:
-        self._device = device
+        check_device(device)
+        self.device = device
         self._pool: Workers | None = None
         self._data: DataSet | None = None
 
@@ -58,7 +78,7 @@ class Staff:
         """Return `count` workers that have been given this job."""
         if self._pool is None or self._pool.count != count or self._data is not job.data:
             self.close()
-            self._pool, self._data = Workers(count, start, (job.data, self._device)), job.data
+            self._pool, self._data = Workers(count, start, (job.data, self.device)), job.data
         tensors = {"indices": job.parts.indices, "ends": job.parts.ends}
         told = encode(Message(tensors, {"task": "job", "experiment": dumps(job.experiment)}))
         self._pool.ask([told] * count)

@@ -97,6 +97,8 @@ class SplitFleet(FleetSection):
         server_speed: The server's rate as a multiple of a device's best.
         iteration_seconds: A device whose activations do not arrive within so many virtual seconds misses the
             iteration; None waits for all.
+        held_out: So many devices, the last ones, take no part: in the end they show what the run is worth to a
+            client that it has never seen.
     """
 
     devices: Annotated[Count | None, BeforeValidator(_number_or_writers)] = 5
@@ -107,6 +109,13 @@ class SplitFleet(FleetSection):
     latency_seconds: float = Field(0.02, ge=0)
     server_speed: Positive = 20.0
     iteration_seconds: Positive | None = None
+    held_out: Whole = 0
+
+    @model_validator(mode="after")
+    def _some_train(self) -> Self:
+        if self.devices is not None and self.held_out >= self.devices:
+            raise ValueError(f"held_out = {self.held_out}: none of the {self.devices} devices would train")
+        return self
 
 
 class GossipFleet(FleetSection):

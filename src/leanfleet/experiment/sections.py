@@ -10,7 +10,7 @@ from pydantic import Field
 
 from leanfleet.energy import Energy
 from leanfleet.errors import ExperimentError
-from leanfleet.experiment.base import Count, NotNegative, Positive, Section, Text
+from leanfleet.experiment.base import Count, FolderName, NotNegative, Positive, Section, Text
 from leanfleet.experiment.families import (
     FAMILIES,
     FederatedFleet,
@@ -34,8 +34,7 @@ class GeneralSection(Section):
         eval_every: Rounds from one evaluation to the next; the final round is always evaluated.
     """
 
-    # A folder of this name is made: no separators, no hidden or upper folders.
-    name: str = Field("experiment", pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=100)
+    name: FolderName = Field("experiment", max_length=100)
     seed: int = Field(0, ge=0)
     rounds: Count = 100
     eval_every: Count = 1
@@ -77,11 +76,15 @@ class NetworkSection(Section):
     """`[network]`.
 
     Attributes:
-        name: A reference network, or `package.module:function` of the user's.
+        name: A reference network, or a function of the user's: `package.module:function`, or a file and a function,
+            `FOLDER/FILE.py:function`, which becomes a folder and `FILE:function`.
+        folder: Where that module is found, beside the current folder and the installed packages; if None, the file's
+            folder or the current one, whichever has it.
         keep: Layers whose channels are never dropped; None is the reference network's own choice.
     """
 
     name: Text = "digits-cnn"
+    folder: Path | None = None
     keep: tuple[Text, ...] | None = None
 
 

@@ -1,8 +1,8 @@
 """An experiment as TOML: read, overridden, written.
 
 Every error is one line that names the file (or the override), the section and the key. `load` takes relative paths in
-a file from the file's folder, those in an override from the current one, and makes them absolute: a record can be
-resumed from anywhere, but for networks of the user's own: they are found from the current folder.
+a file from the file's folder, those in an override from the current one, and makes them absolute, as it does with the
+folder in which it finds a network of the user's own: a record can be resumed from anywhere.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import tomli_w
 from pydantic import BaseModel, ValidationError
@@ -20,7 +20,7 @@ from pydantic_core import ErrorDetails
 
 from leanfleet.energy import Energy
 from leanfleet.errors import ExperimentError, did_you_mean
-from leanfleet.experiment.base import Section
+from leanfleet.experiment.base import M, Section, as_written
 from leanfleet.experiment.families import FAMILIES, GossipFleet
 from leanfleet.experiment.methods import METHODS
 from leanfleet.experiment.sections import (
@@ -33,9 +33,8 @@ from leanfleet.experiment.sections import (
     NetworkSection,
 )
 from leanfleet.ledger import Budget
+from leanfleet.nets import home, split_file
 from leanfleet.split import SplitOptions
-
-M = TypeVar("M", bound=BaseModel)
 
 Tables = dict[str, dict[str, Any]]
 
@@ -129,6 +128,7 @@ class _Reader:
         method = self._method(tables.get("method", {}))
         models = {**_COMMON, **FAMILIES[method.family]}
         sections = {name: self._section(name, model, tables.get(name, {})) for name, model in models.items()}
+        sections["network"] = self._located(sections["network"], method)
         budget = Budget(**self._section("budget", BudgetSection, tables.get("budget", {})).model_dump())
         energy = None
         if "energy" in tables:
@@ -174,8 +174,7 @@ class _Reader:
 
     def _section(self, name: str, model: type[M], table: Mapping[str, Any]) -> M:
         try:
-            # As JSON, strict takes lists for tuples and text for paths, but no text for numbers.
-            section = model.model_validate_json(json.dumps(table, default=str), strict=True)
+            section = as_written(model, table)
         except ValidationError as error:
             raise ExperimentError(self._fault(name, model, error.errors()[0])) from None
         paths: dict[str, Any] = {key: self._path(name, key, p) for key, p in section if isinstance(p, Path)}
@@ -185,6 +184,26 @@ class _Reader:
             file = self._path(name, "graph", section.graph_file)
             paths["graph"] = f"{section.graph.partition(':')[0]}:{file}"
         return section.model_copy(update=paths)
+
+    def _located(self, network: Section, method: MethodSection) -> NetworkSection:
+        """Return where to find networks of the user's own: a record's reader may stand elsewhere."""
+        assert isinstance(network, NetworkSection)
+        if self._folder is None:
+            return network
+        name, folder = split_file(network.name)
+        if folder is not None:
+            folder = self._path("network", "name", folder)
+            if home(name, folder) is None:
+                place = self._place("network", "name")
+                raise ExperimentError(
+                    f"{place}: [network] name = {_shown(network.name)}: no such file in {folder}"
+                )
+            return network.model_copy(update={"name": name, "folder": folder})
+        own = next((n for n in (name, getattr(method.options, "network", None) or "") if ":" in n), None)
+        if own is None or network.folder is not None:
+            return network
+        places = () if ("network", "name") in self._overridden else (self._folder.resolve(),)
+        return network.model_copy(update={"folder": home(own, *places, Path.cwd())})
 
     def _path(self, section: str, key: str, path: Path) -> Path:
         if self._folder is None:

@@ -7,7 +7,7 @@ from leanfleet.gossip.deepsqueeze import DeepSqueeze
 from leanfleet.gossip.descent import Sgd
 from leanfleet.gossip.dpsgd import DPSGD
 from leanfleet.gossip.method import GossipMethod, GossipOptions, Setting
-from leanfleet.gossip.node import Node, broadcasts
+from leanfleet.gossip.node import Node, broadcasts, memory_ratio
 from leanfleet.gossip.sgp import SGP
 from leanfleet.gossip.sparse_push import SCSP, SparsePush
 
@@ -18,5 +18,5 @@ METHODS: dict[str, type[GossipMethod[Any]]] = {
 
 __all__ = [
     "DPSGD", "METHODS", "SCSP", "SGP", "Choco", "DeepSqueeze", "GossipMethod", "GossipOptions", "Node", "Setting",
-    "Sgd", "SparsePush", "broadcasts",
+    "Sgd", "SparsePush", "broadcasts", "memory_ratio",
 ]  # fmt: skip

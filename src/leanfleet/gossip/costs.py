@@ -1,10 +1,15 @@
-"""Bytes as Sparse-Push's author counts them, and what final rounds cost (Aketi et al. 2021; author code)."""
+"""Bytes as Sparse-Push's author counts them (Aketi et al. 2021; author code)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from leanfleet.wire import kept_count
+
+
+def sent_values(sizes: Iterable[int], density: float) -> int:
+    """Return how many values of tensors of these sizes a message holds: of each the share, and at least one."""
+    return sum(kept_count(density, size) for size in sizes)
 
 
 def authors_bytes(sizes: Iterable[int], density: float) -> int:
@@ -17,16 +22,5 @@ def authors_bytes(sizes: Iterable[int], density: float) -> int:
         sizes: Elements of every tensor.
         density: Share of them that is sent; 1 is dense.
     """
-    counts = [kept_count(density, size) for size in sizes]
-    return 4 * (sum(counts) + 1) if density == 1 else 6 * sum(counts) + 3
-
-
-def total_ratio(sparse_ratio: float, final_rounds: int, steps: int) -> float:
-    """Return by how much less is sent in a whole run than without compression: 1 / (1/r + R/T).
-
-    Args:
-        sparse_ratio: r, of a dense message to a sparse one.
-        final_rounds: R, which are dense.
-        steps: T, training iterations with an exchange.
-    """
-    return 1 / (1 / sparse_ratio + final_rounds / steps)
+    values = sent_values(sizes, density)
+    return 4 * (values + 1) if density == 1 else 6 * values + 3

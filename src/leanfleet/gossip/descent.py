@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from leanfleet.gossip.layout import Layout
-from leanfleet.randomness import key
+from leanfleet.randomness import key, seed_global
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(what the network says [N, ...], labels [N]) -> a scalar."""
@@ -122,7 +122,7 @@ class Training:
         """
         leaves = {name: view.detach().requires_grad_() for name, view in self.layout.views(z).items()}
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(key(*stream))
+            seed_global(key(*stream), z.device)
             loss = self.loss(functional_call(self.net, {**leaves, **others}, (batch[0],)), batch[1])
         found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
         gradient = self.layout.flat(dict(zip(leaves, found, strict=True)))

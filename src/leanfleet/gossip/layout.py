@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from leanfleet.errors import NetworkError
-from leanfleet.wire import Compressor, Expected, Payload, gather
+from leanfleet.wire import Compressor, Expected, Payload, RandomK, gather
 
 
 class Part(NamedTuple):
@@ -34,10 +34,6 @@ class Part(NamedTuple):
             vector.add_(self.values, alpha=factor)
         else:
             vector.index_add_(0, self.positions, self.values, alpha=factor)
-
-    def of(self, vector: Tensor) -> Tensor:
-        """Return what another vector holds at the same positions [values]."""
-        return vector if self.positions is None else vector[self.positions]
 
 
 @dataclass(frozen=True)
@@ -104,11 +100,18 @@ class Layout:
         self, vector: Tensor, compressor: Compressor, rng: np.random.Generator
     ) -> dict[str, Payload]:
         """Return what a compressor makes of every tensor of a vector; they share one random stream."""
-        return {name: compressor.compress(view, rng) for name, view in self.views(vector).items()}
+        return {name: compressor.compress(view, rng) for name, view in self.views(vector.cpu()).items()}
+
+    def draw(self, compressor: RandomK, rng: np.random.Generator) -> dict[str, Tensor]:
+        """Return the positions in every tensor that `compress` takes with the same stream."""
+        return {
+            name: compressor.positions(size, rng) for name, size in zip(self.shapes, self.sizes, strict=True)
+        }
 
     def gather(self, vector: Tensor, positions: Tensor | None) -> dict[str, Payload]:
         """Return the elements at ascending positions of a vector as payloads; None takes all."""
-        views = self.views(vector)
+        # One copy of the whole vector, where it lives on a GPU, instead of one for every tensor.
+        views = self.views(vector.cpu())
         if positions is None:
             return {name: gather(view, None) for name, view in views.items()}
         positions = positions.cpu()

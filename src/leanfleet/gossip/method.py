@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from leanfleet.errors import ExperimentError
 from leanfleet.fleet import Graph, check_connected
-from leanfleet.gossip.costs import authors_bytes
+from leanfleet.gossip.costs import authors_bytes, sent_values
 from leanfleet.gossip.descent import Loss, Sgd, Training
 from leanfleet.gossip.node import Node
 from leanfleet.gossip.routes import neighbours, one_way_link, without
@@ -322,9 +322,18 @@ class GossipMethod(ABC, Generic[O]):
         """
         return self.training.logits(model, x)
 
+    @property
+    def sent_share(self) -> float:
+        """Share of the values that a message holds while training; what rounds them sends all."""
+        return 1.0
+
+    def values_per_message(self) -> int:
+        """Return how many values a message holds while training."""
+        return sent_values(self.training.layout.sizes, self.sent_share)
+
     def authors_bytes(self, final: bool = False) -> int:
         """Return the bytes of a message as Sparse-Push's author counts them, also for other compressors."""
-        return authors_bytes(self.training.layout.sizes, 1.0)
+        return authors_bytes(self.training.layout.sizes, 1.0 if final else self.sent_share)
 
     def warnings(self) -> list[str]:
         """Return what a user should hear before the run: a line each."""
@@ -345,10 +354,10 @@ class Compressing(GossipMethod[C]):
         """As the options have it."""
         return self.options.consensus_step
 
-    def authors_bytes(self, final: bool = False) -> int:
-        """See `GossipMethod.authors_bytes`."""
-        sparse = self.options.compressor in ("top-k", "random-k") and not final
-        return authors_bytes(self.training.layout.sizes, self.options.density if sparse else 1.0)
+    @property
+    def sent_share(self) -> float:
+        """See `GossipMethod.sent_share`."""
+        return self.options.density if self.options.compressor in ("top-k", "random-k") else 1.0
 
     def warnings(self) -> list[str]:
         """See `GossipMethod.warnings`."""

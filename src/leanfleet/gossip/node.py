@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,12 +13,12 @@ from leanfleet.errors import LeanfleetError, WireError
 from leanfleet.gossip.descent import WEIGHT_FLOOR, Training
 from leanfleet.gossip.guard import Guard
 from leanfleet.gossip.layout import Part
-from leanfleet.gossip.messages import Plain, Sums, read_plain, read_sums, scalars, write_sums
+from leanfleet.gossip.messages import Draw, Plain, Sums, packed, read_plain, read_sums, scalars
 from leanfleet.gossip.norms import refresh
 from leanfleet.gossip.rules import Rule, Whole, load
-from leanfleet.gossip.sums import RunningSums
+from leanfleet.gossip.sums import Pushed, RunningSums
 from leanfleet.randomness import numpy_generator
-from leanfleet.wire import Message, Scalar, pack
+from leanfleet.wire import Message, Payload, RandomK, Scalar
 
 
 class Node:
@@ -54,6 +55,8 @@ class Node:
         self.sums = sums
         self.steps = self.exchanges = 0
         self._weighted, self._quasi_global, self._combine_first = weighted, quasi_global, combine_first
+        # Positions that are drawn need not travel; messages of before the final phase may come in it.
+        self._draws = rule.compressor if isinstance(rule.compressor, RandomK) else None
         self._momentum = self.layout.zeros()
         self._guard = Guard(number, self.z())
         self._merging = False
@@ -73,13 +76,7 @@ class Node:
     @property
     def expects(self) -> dict[str, type]:
         """The scalars that `wire.decode` is to expect of messages to this node; tensors are `messages.TENSORS`."""
-        return scalars(weighted=self._weighted, sums=self.sums is not None)
-
-    @property
-    def memory_ratio(self) -> float:
-        """Length of the error memory as a multiple of that of x; 0 without one."""
-        memory = self.rule.tensors().get("memory")
-        return 0.0 if memory is None else float(memory.norm() / self.x.norm())
+        return scalars(weighted=self._weighted, sums=self.sums is not None, draws=self._draws is not None)
 
     def step(self, inputs: Tensor, labels: Tensor) -> float:
         """Train on one mini-batch: the gradient at z, the step on x, which z sees as lr / w.
@@ -120,18 +117,17 @@ class Node:
             LeanfleetError: A value is too large for running sums: training has diverged.
         """
         shares = self._shares(column)
-        self._before = self.x.clone() if self._quasi_global and self._local else None
-        if not shares:
-            return {}
-        if self._combine_first and self._local:
+        if shares and self._combine_first and self._local:
             # Not what the step made of x is mixed, but what was there before; `absorb` takes the step again.
             self.x.add_(self._local[1], alpha=self._local[0])
             self._undone = True
-        rng = numpy_generator(self.training.seed, self.exchanges, self.number, "compress")
-        offer = self.rule.offer(self.x, rng)
+        self._before = self.x.clone() if self._quasi_global and self._local else None
+        if not shares:
+            return {}
+        offer = self.rule.offer(self.x, self._stream(self.exchanges, self.number))
         if self.sums is None:
             given = math.fsum(shares.values())
-            messages = self._plain(pack(offer.payloads), shares)
+            messages = self._plain(offer.payloads, shares)
             offer.basis.add_to_(self.x, -given)
             if self._weighted:
                 self.weight -= given * self.weight
@@ -203,7 +199,7 @@ class Node:
         sums = self._sums()
         pushed = sums.flush(receiver, self.exchanges)
         self.exchanges += 1
-        return write_sums(self.layout, pushed, sums.out[receiver].total, sums.seen(receiver))
+        return self._sums_message(sums, receiver, pushed, drawn=False)
 
     def take_back(self, receiver: int) -> None:
         """Take back what a receiver that is not there any more is not known to have absorbed.
@@ -263,11 +259,14 @@ class Node:
         self.take_back(receiver)
         return True
 
-    def _plain(self, packed: Tensor, shares: Mapping[int, float]) -> dict[int, Message]:
-        told: dict[str, Scalar] = {"weight": self.weight} if self._weighted else {}
+    def _plain(self, payloads: Mapping[str, Payload], shares: Mapping[int, float]) -> dict[int, Message]:
+        drawn = self._draws is not None and not self._merging
+        data = packed(payloads, drawn)
+        told: dict[str, Scalar] = {"step": self.exchanges, **self._told(drawn)}
+        if self._weighted:
+            told["weight"] = self.weight
         messages = {
-            share: Message({"packed": packed}, {"step": self.exchanges, "share": share, **told})
-            for share in set(shares.values())
+            share: Message({"packed": data}, {"share": share, **told}) for share in set(shares.values())
         }
         return {j: messages[share] for j, share in shares.items()}
 
@@ -280,14 +279,38 @@ class Node:
                 raise self._guard.error(self.steps, str(error)) from error
             taken.add_to_(self.x, -1)
             self.weight -= taken_weight
-            messages[j] = write_sums(self.layout, pushed, sums.out[j].total, sums.seen(j))
+            # Not where what others may have missed is sent again.
+            drawn = self._draws is not None and _same(pushed.positions, basis.positions)
+            messages[j] = self._sums_message(sums, j, pushed, drawn)
         return messages
+
+    def _sums_message(self, sums: RunningSums, receiver: int, pushed: Pushed, drawn: bool) -> Message:
+        payloads = self.layout.gather(sums.out[receiver].total, pushed.positions)
+        told: dict[str, Scalar] = {
+            "step": pushed.sequence,
+            "weight": pushed.weight,
+            "seen": sums.seen(receiver),
+            **self._told(drawn),
+        }
+        return Message({"packed": packed(payloads, drawn)}, told)
+
+    def _told(self, drawn: bool) -> dict[str, Scalar]:
+        return {} if self._draws is None else {"drawn": drawn}
+
+    def _stream(self, step: int, sender: int) -> np.random.Generator:
+        return numpy_generator(self.training.seed, step, sender, "compress")
+
+    def _draw(self, sender: int) -> Draw | None:
+        compressor = self._draws
+        if compressor is None:
+            return None
+        return lambda step: self.layout.draw(compressor, self._stream(step, sender))
 
     def _read(self, sender: int, message: Message) -> Plain | Sums:
         try:
             if self.sums is None:
-                return read_plain(self.layout, message, self._weighted)
-            return read_sums(self.layout, message)
+                return read_plain(self.layout, message, self._weighted, self._draw(sender))
+            return read_sums(self.layout, message, self._draw(sender))
         except WireError as error:
             raise WireError(f"node {self.number}, from node {sender}: {error}") from error
 
@@ -324,6 +347,16 @@ def broadcasts(outbox: Mapping[int, Message]) -> list[tuple[Message, list[int]]]
     for receiver, message in outbox.items():
         found.setdefault(id(message), (message, []))[1].append(receiver)
     return list(found.values())
+
+
+def memory_ratio(state: Mapping[str, Tensor]) -> float:
+    """Return the length of the error memory of a node's state as a multiple of that of x; 0 without one."""
+    memory = state.get("rule/memory")
+    return 0.0 if memory is None else float(memory.norm() / state["x"].norm())
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is not None and other is not None and torch.equal(one, other)
 
 
 def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -34,11 +34,15 @@ class Offer(NamedTuple):
 
 
 class Rule(Protocol):
-    """What a mixing rule does."""
+    """What a mixing rule does.
 
-    @property
-    def eta(self) -> float:
-        """The consensus step."""
+    Attributes:
+        compressor: What it sends of a tensor.
+        eta: The consensus step.
+    """
+
+    compressor: Compressor
+    eta: float
 
     def offer(self, x: Tensor, rng: np.random.Generator) -> Offer:
         """Return what to send of a vector [d], and remember what that leaves."""
@@ -55,11 +59,12 @@ class Whole:
     """Everything is sent and mixed at once: SGP (Assran et al. 2019), and D-PSGD (Lian et al. 2017)."""
 
     layout: Layout
+    compressor: Compressor = field(default_factory=Identity)
     eta: float = 1.0
 
     def offer(self, x: Tensor, rng: np.random.Generator) -> Offer:
         """See `Rule.offer`."""
-        payloads = self.layout.compress(x, Identity(), rng)
+        payloads = self.layout.compress(x, self.compressor, rng)
         return Offer(payloads, self.layout.join(payloads))
 
     def mix_(self, x: Tensor, received: Received) -> None:

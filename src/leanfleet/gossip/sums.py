@@ -254,7 +254,8 @@ class RunningSums:
         return state
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go back to a state."""
+        """Go back to a state, wherever its tensors are."""
+        tensors = {name: t.to(self.layout.device, copy=True) for name, t in tensors.items()}
         self.gone = set(tensors["gone"].tolist())
         self.out.clear()
         self.into.clear()
@@ -264,11 +265,11 @@ class RunningSums:
                     self.out[int(j)] = self._restored(f"out/{j}/", tensors)
                 case ["in", j, "counts"]:
                     weight, sequence = tensor.tolist()
-                    self.into[int(j)] = Incoming(tensors[f"in/{j}/absorbed"].clone(), weight, sequence)
+                    self.into[int(j)] = Incoming(tensors[f"in/{j}/absorbed"], weight, sequence)
 
     def _restored(self, prefix: str, tensors: Mapping[str, Tensor]) -> Outgoing:
         weight, known_weight, silent = tensors[prefix + "counts"].tolist()
-        own = {name.removeprefix(prefix): t.clone() for name, t in tensors.items() if name.startswith(prefix)}
+        own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
         link = Outgoing(own["total"], own.get("known"), weight, known_weight, silent, last=own.get("last"))
         for name in own:
             match name.split("/"):

@@ -18,7 +18,8 @@ from torch import Tensor
 from leanfleet.data import DataSet, load
 from leanfleet.errors import LutError, NetworkError
 from leanfleet.federated import Optimiser
-from leanfleet.search import cost as costs
+from leanfleet.ledger import PHI
+from leanfleet.profiling import StepTime, Workload
 from leanfleet.search.budget import Budget
 from leanfleet.search.front import Candidates, candidates, table
 from leanfleet.search.objectives import Scale
@@ -36,6 +37,8 @@ from leanfleet.workers import one_thread
 OPTIMISER: Final = Optimiser(0.1, weight_decay=1e-3)
 """Local training as experiment files have it by default."""
 
+# How short trainings drop channels, and what a training step costs in forward passes: for who reads a table.
+_TRAINED: Final = {"drop": "fixed", "scale": True, "phi": PHI}
 _FRESH = 10**9
 # A look at the final front that time cuts off is lost.
 _CAREFUL = 0.8
@@ -63,7 +66,7 @@ def search(
     """Search Pareto-optimal dropout vectors and write them as a lookup table (Rapp et al. 2022, "DSE").
 
     Args:
-        network: A reference network, or `package.module:function` of the user's.
+        network: A reference network, or `package.module:function` or `FOLDER/FILE.py:function` of the user's.
         data: What the fleet will train on, or what names it; only distorted copies of training images are used.
         out: File of the table. What has been done so far lies in `OUT.partial` until it is written.
         protocol: How to search.
@@ -107,7 +110,7 @@ def search(
         found = _Search(bench, protocol, cost, state, trainings).go(pool.begin)
     finally:
         pool.close()
-    about = {**settings, "version": version("leanfleet"), **found.about}
+    about = {**settings, **_TRAINED, "version": version("leanfleet"), **found.about}
     origin = f"search ({protocol.name}, {data.name})" if any(about["questions"]) else "uniform"
     lut = Lut.costed(found.plan, found.rows, origin, about)
     lut.save(out)
@@ -130,7 +133,7 @@ class _Search:
     ) -> None:
         self.bench, self.protocol, self.state, self.trainings = bench, protocol, state, trainings
         self.plan, self.budget = bench.plan, trainings.budget
-        self.cost = costs.macs(self.plan) if cost == "macs" else self._profiled()
+        self.cost = self.plan.macs_of_vectors if cost == "macs" else self._profiled()
 
     def go(self, begin: Callable[[dict[str, Tensor]], None]) -> _Found:
         """Do everything that is not done yet; `begin` is given what short trainings start from."""
@@ -145,12 +148,15 @@ class _Search:
             self._questions(space, strategy)
         return self._front(space, strategy)
 
-    def _profiled(self) -> costs.StepTime:
+    def _profiled(self) -> StepTime:
         if self.state.profile is None:
+            task = self.bench.task
+            shape, classes = task.data.shape, len(task.data.classes)
+            work = Workload(self.plan, task.optimiser, shape, classes, task.batch_size)
             with one_thread():
-                found = costs.StepTime.profile(self.bench.task, seconds=self.budget.left * _PROFILE_SHARE)
+                found = StepTime.profile(work, self.budget.left * _PROFILE_SHARE)
             self.state.profile = found.coefficients
-        return costs.StepTime(self.plan, self.state.profile)
+        return StepTime(self.plan, self.state.profile)
 
     def _pretrain(self) -> None:
         seconds = self.budget.left * _START_SHARE
@@ -228,7 +234,7 @@ class _Search:
             gains.append(found)
             self._save()
         all_gains = np.stack(gains, axis=1) if gains else np.empty((len(given.rates), 0, 2))
-        timed = isinstance(self.cost, costs.StepTime)
+        timed = isinstance(self.cost, StepTime)
         rows, about = table(
             self.plan, space, given, all_gains, self.trainings.measure, population, timed=timed
         )

@@ -37,7 +37,7 @@ class Task:
     """What every short training has in common.
 
     Attributes:
-        network: A reference network, or `package.module:function`.
+        network: What `leanfleet.nets.build` takes.
         keep: Layers whose channels are never dropped; the reference network's own choice if None.
         data: Images to train on, and to measure on as its test split.
         optimiser: Local training of the fleet.
@@ -113,7 +113,11 @@ class Bench:
         return local.params
 
     def measure(self, params: Mapping[str, Tensor]) -> tuple[float, float]:
-        """Return accuracy and mean loss of the whole network on the images held out."""
+        """Return accuracy and mean loss of the whole network on the images held out.
+
+        The loss is at most that of guessing (our decision): a network that has diverged knows nothing, and one such
+        training must not outweigh all others in a mean.
+        """
         hits = count = 0
         loss = 0.0
         with torch.no_grad():
@@ -122,7 +126,8 @@ class Bench:
                 hits += int((logits.argmax(1) == y).sum())
                 loss += float(F.cross_entropy(logits, y, reduction="sum"))
                 count += len(y)
-        return hits / count, loss / count
+        guessing = math.log(len(self.task.data.classes))
+        return hits / count, min(loss / count, guessing) if math.isfinite(loss) else guessing
 
 
 def nested(plan: SubnetPlan, rates: Sequence[float], generator: torch.Generator) -> Kept:

@@ -21,6 +21,12 @@ _SAMPLES = 2
 """Samples in the first run for shapes: more than one, for batch norm."""
 
 
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        # Ours has a backward pass of its own, behind a branch; torch's is a leaf anyway.
+        return isinstance(m, nn.LocalResponseNorm) or super().is_leaf_module(m, module_qualified_name)
+
+
 def own_copy(net: nn.Module) -> nn.Module:
     """Return a copy, so that what the caller does to the network later cannot change the plan.
 
@@ -42,7 +48,7 @@ def symbolic_trace(net: nn.Module) -> fx.Graph:
     if net._forward_hooks or net._forward_pre_hooks:
         raise TraceError(f"{type(net).__name__} has a forward hook, which torch.fx does not see; remove it")
     try:
-        graph = fx.Tracer().trace(net)
+        graph = _Tracer().trace(net)
     except Exception as error:  # torch.fx raises whatever the user's forward raises on a proxy
         raise TraceError(
             f"{type(net).__name__} cannot be traced by torch.fx{_place(error)}: {_reason(error)}; make its forward "

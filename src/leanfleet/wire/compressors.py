@@ -83,14 +83,16 @@ class RandomK:
 
     Contracts on average: E |v - C(v)|^2 = (1 - K/numel) |v|^2 for exact values. Where both sides hold the same
     stream, `payload.values_only()` is all that has to travel: the receiver puts it `at(compressor.positions(...))`.
+    Positions follow from the stream's raw bits, which are the same in every version of NumPy.
     """
 
     density: float
     values: Values = "exact"
 
     def positions(self, numel: int, rng: np.random.Generator) -> Tensor:
-        """Return ascending random positions [K]."""
-        chosen = rng.choice(numel, kept_count(self.density, numel), replace=False, shuffle=False)
+        """Return ascending random positions [K]: those of the least of `numel` random numbers."""
+        lots, count = rng.bit_generator.random_raw(numel), kept_count(self.density, numel)
+        chosen = np.argpartition(lots, count - 1)[:count] if count else np.empty(0, dtype=np.int64)
         return torch.from_numpy(np.sort(chosen))
 
     def compress(self, tensor: Tensor, rng: np.random.Generator) -> Payload:
