@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
+from ratios import ratios
 from recipe import Study, tables
 from scores import markdown, scores, several_families
 
@@ -295,6 +296,7 @@ def _section(study: Study, scenario: Scenario) -> Iterator[str]:
     target = ["rounds to target", "time to target"] if study.recipe.target is not None else []
     head = ["cost", "late [%]", "MACs", "share [%]", "up", "down", "time", *target]
     yield from markdown(head, [[row["label"], *_costs(row)] for row in rows])
+    yield from ratios(scenario.groups)
     yield from scores(scenario.name, scenario.groups)
     for where, groups in _pictures(study, scenario):
         if where.name != scenario.name:

@@ -9,6 +9,7 @@ after an interruption the same command does the rest. LEANFLEET_DATA names the f
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ from leanfleet.errors import ExperimentError, LeanfleetError, UserError, did_you
 from leanfleet.runs import Run
 from leanfleet.storage import write_json
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -109,9 +110,13 @@ class _Session:
         self._begun, self._clock = datetime.now(UTC), time.monotonic()
         self._folder = folder
         only = f" --only {' '.join(given.only)}" if given.only else ""
+        # Another folder's recipe is given by its path.
+        here, given_as = study.path.resolve(), study.name
+        if here.parent != HERE:
+            given_as = os.path.relpath(here, HERE.parents[1])
         there = machine()
         self._fields: dict[str, Any] = {
-            "command": f"python benchmarks/studies/study.py {study.name}{only} --jobs {jobs} --device {given.device}",
+            "command": f"python benchmarks/studies/study.py {given_as}{only} --jobs {jobs} --device {given.device}",
             "leanfleet": there["leanfleet"],
             "python": there["python"],
             "torch": there["packages"]["torch"],

@@ -341,6 +341,20 @@ def test_who_sent_rubbish_is_not_heard_for_a_while(tmp_path):
     assert [event["heard"] for event in record.events()] == [[2, 0, 2]] * 7
 
 
+def test_a_state_beyond_numbers_does_not_end_the_run(tmp_path, caplog):
+    def spoil(node, message, answer):
+        if node != 101 or not asked(message).get("returns"):
+            return answer
+        huge = state(lambda t: torch.full_like(t, 3e38) if t.is_floating_point() else t)
+        return changed(answer, huge(payload_of(answer.content)))
+
+    record = play(tmp_path, ("experiment.rounds=2", "experiment.eval_every=1"), spoil)
+    assert [event["loss"] for event in record.events()] == [None, None]
+    assert [event["rejected"] for event in record.events()] == [[], []]
+    assert "device 1: its copy of its client is beyond numbers" in caplog.text
+    assert all(bool(t.isfinite().all()) for n, t in tensors(record).items() if n.startswith("server/"))
+
+
 @pytest.mark.parametrize("change", [lambda t: t * 2, lambda t: t.reshape(-1)[:1]])
 def test_a_state_that_does_not_fit_is_not_kept(tmp_path, change):
     """One that fits harms nobody but the client whose it is."""

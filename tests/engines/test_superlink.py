@@ -40,7 +40,7 @@ epochs = 2
 SPLIT = """
 [experiment]
 name = "split"
-rounds = 3
+rounds = 2
 [data]
 partition = "classes(5)"
 [network]
@@ -53,7 +53,7 @@ batch_size = 16
 [method]
 name = "adasplit"
 cut = 7
-kappa = 0.34
+kappa = 0.5
 eta = 1.0
 selection_window = 12
 """
@@ -129,13 +129,13 @@ def test_clients_of_adasplit_live_on_between_cold_processes(tmp_path):
         folder = fleet.runs / "split"
         finished(fleet, folder, 600)
     found = events(folder)
-    assert ["heard" in event for event in found] == [False, True, True]
+    assert ["heard" in event for event in found] == [False, True]
     assert found[-1]["heard"] == [12, 12]
     assert (found[-1]["rejected"], found[-1]["silent"], found[-1]["stragglers"]) == ([], [], 0)
     # No state had to be sent: what a client was is in its node, and goes on from message to message.
     assert found[-1]["bytes_down"] == 0
     steps = [int(Run.open(folder).latest().tensors[f"clients/{i}/adam/0/step"]) for i in range(2)]
-    assert steps == [36, 36]
+    assert steps == [24, 24]
 
 
 def test_strangers_are_turned_away_on_both_sides(tmp_path):

@@ -82,13 +82,20 @@ class SplitCenter:
             for answer in self._ask(pool, "evaluate", tensors=views, among=clients):
                 found |= {int(i): pair for i, pair in json.loads(str(answer.scalars["found"])).items()}
         accuracies, losses = zip(*(found[i] for i in everyone), strict=True)
-        diverged = next((i for i in everyone if not math.isfinite(losses[i])), None)
-        if diverged is not None:
-            raise LeanfleetError(
-                f"client {diverged}: its loss on test data is {losses[diverged]}: training has diverged; lower "
-                "[training] lr"
-            )
+        if diverged := [i for i in everyone if not math.isfinite(losses[i])]:
+            self._diverged(diverged, losses[diverged[0]])
         return {"accuracy": _mean(accuracies), "loss": _mean(losses), "accuracies": list(accuracies)}
+
+    def _diverged(self, clients: Sequence[int], loss: float) -> None:
+        """Give up where clients' losses are beyond numbers.
+
+        Args:
+            clients: Whose they are.
+            loss: That of the first.
+        """
+        raise LeanfleetError(
+            f"client {clients[0]}: its loss on test data is {loss}: training has diverged; lower [training] lr"
+        )
 
     def finish(self, pool: Workers, ledger: Ledger, show: Show) -> dict[str, Any]:
         """Return the totals in the authors' way of counting, what the server keeps, and what it is worth to others.

@@ -6,6 +6,7 @@ message, and the server hears them afterwards, iteration by iteration, as if the
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -66,6 +67,8 @@ class FlowerSplitCenter(SplitCenter):
         start = job.method.client().tensors()
         self.states = {f"{i}/{name}": t for i in range(job.devices) for name, t in start.items()}
         self.totals[_STATES] = 0
+        # Whom the orchestrator chose last, whether they are there or not.
+        self._picked: list[int] = []
         # Nodes that are at their clients' state, as far as is known.
         self._holders: set[int] = set()
         # How often a client has sent rubbish, and the round from which on it may be heard again.
@@ -92,7 +95,21 @@ class FlowerSplitCenter(SplitCenter):
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any], pool: Workers) -> None:
         """Go back to a checkpoint."""
         super().restore(tensors, state, pool)
-        self.states = dict(self._clients)
+        self.states, self._picked = dict(self._clients), self.chosen
+
+    def evaluate(self, pool: Workers) -> dict[str, Any]:
+        """See `SplitCenter.evaluate`; the loss is None where a client's is beyond numbers."""
+        found = super().evaluate(pool)
+        return {**found, "loss": found["loss"] if math.isfinite(found["loss"]) else None}
+
+    def _diverged(self, clients: Sequence[int], loss: float) -> None:
+        """Go on unless all have: one client must not be able to end a run."""
+        if len(clients) == self.job.devices:
+            super()._diverged(clients, loss)
+        for i in clients:
+            log.warning(
+                "device %d: its copy of its client is beyond numbers", i, extra={"about": {"device": i}}
+            )
 
     def _alone(self, pool: Workers, round: int, ledger: Ledger, show: Show) -> dict[str, Any]:
         """Let clients train for a round without the server: one message each."""
@@ -101,7 +118,10 @@ class FlowerSplitCenter(SplitCenter):
 
     def _choose(self, round: int, iteration: int) -> None:
         """Choose anew, if it is time for that; where a window begins, ask for all of it."""
+        before = self.chosen
         super()._choose(round, iteration)
+        if self.chosen is not before:
+            self._picked = self.chosen
         if iteration in (0, self.window.last):
             size = self.method.selection_window
             left = size - (self._since(round) + iteration) % size
@@ -131,12 +151,12 @@ class FlowerSplitCenter(SplitCenter):
     def _able(self, window: Window, free: Mapping[int, Node]) -> list[int]:
         """Return whom the server hears: the next ones stand in for those who are away, or sent rubbish before."""
         able = {i for i in free if self._pardoned.get(i, 0) <= window.round}
-        chosen = [i for i in self.chosen if i in able]
-        if len(chosen) < len(self.chosen):
+        chosen = [i for i in self._picked if i in able]
+        if len(chosen) < len(self._picked):
             seed = self.method.setting.seed
             generator = torch_generator(seed, window.round, window.first, "selection")
             others = [i for i in self.orchestrator.select(self.job.devices, generator) if i in able]
-            chosen += [i for i in others if i not in chosen][: len(self.chosen) - len(chosen)]
+            chosen += [i for i in others if i not in chosen][: len(self._picked) - len(chosen)]
         return chosen
 
     def _send(self, node: Node, *, sends: bool) -> None:
