@@ -101,7 +101,7 @@ def finished(fleet: RealFleet, folder: Path, seconds: float) -> None:
 
 
 def test_a_fleet_of_real_processes_converges_and_meters_what_flower_meters(tmp_path):
-    with RealFleet(tmp_path, TOML.format(rounds=3, seconds=90.0), 3) as fleet:
+    with RealFleet(tmp_path, TOML.format(rounds=3, seconds=200.0), 3) as fleet:
         fleet.run()
         folder = fleet.runs / "digits"
         finished(fleet, folder, 600)
