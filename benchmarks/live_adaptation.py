@@ -27,8 +27,8 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000")
 import torch
 
 from leanfleet.engines.devices import add_update, make_pacer, take_part
-from leanfleet.engines.flower.caps import Caps
-from leanfleet.engines.flower.measuring import MeasuredClock, MeasuredPacer, Profile, calibrate
+from leanfleet.engines.hardware.caps import Caps
+from leanfleet.engines.hardware.measuring import MeasuredClock, MeasuredPacer, Profile, calibrate
 from leanfleet.engines.job import FederatedJob, federated_job
 from leanfleet.experiment import loads
 from leanfleet.federated import Report

@@ -13,12 +13,12 @@ from fake_grid import FakeGrid
 from leanfleet.data import load
 from leanfleet.engines import run
 from leanfleet.engines.flower import client
-from leanfleet.engines.flower.caps import Caps
 from leanfleet.engines.flower.fleet import STATUS
-from leanfleet.engines.flower.measuring import MeasuredClock
 from leanfleet.engines.flower.messages import payload_of
 from leanfleet.engines.flower.server import LOG, serve
 from leanfleet.engines.flower.terms import Terms
+from leanfleet.engines.hardware.caps import Caps
+from leanfleet.engines.hardware.measuring import MeasuredClock
 from leanfleet.engines.job import FederatedJob, federated_job
 from leanfleet.engines.local import default_workers, saved_params
 from leanfleet.errors import ExperimentError, LeanfleetError

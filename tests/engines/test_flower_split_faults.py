@@ -20,8 +20,8 @@ from small_flower_split import (
 from fake_grid import FakeGrid
 from leanfleet.engines.center import as_bytes, as_tensor, named
 from leanfleet.engines.flower import split_client
-from leanfleet.engines.flower.measuring import MeasuredClock
 from leanfleet.engines.flower.messages import payload_of
+from leanfleet.engines.hardware.measuring import MeasuredClock
 from leanfleet.engines.job import make_job
 from leanfleet.wire import Message as Wire
 from leanfleet.wire import decode, encode

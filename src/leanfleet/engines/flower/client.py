@@ -16,9 +16,9 @@ from flwr.clientapp import ClientApp
 from leanfleet.data import load
 from leanfleet.engines.devices import make_pacer, take_part
 from leanfleet.engines.flower.here import Here
-from leanfleet.engines.flower.measuring import MeasuredClock, MeasuredPacer, Profile, calibrate
-from leanfleet.engines.flower.memory import fit_memory
 from leanfleet.engines.flower.messages import REGISTER, Registration, Result, Task, payload_of
+from leanfleet.engines.hardware.measuring import MeasuredClock, MeasuredPacer, Profile, calibrate
+from leanfleet.engines.hardware.memory import fit_memory
 from leanfleet.engines.job import FederatedJob, Parts, federated_job
 from leanfleet.experiment import Experiment
 from leanfleet.fleet import VirtualClock

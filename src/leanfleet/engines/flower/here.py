@@ -10,8 +10,8 @@ from pathlib import Path
 
 from flwr.app import ConfigRecord, Context
 
-from leanfleet.engines.flower.caps import Caps
-from leanfleet.engines.flower.measuring import Profile
+from leanfleet.engines.hardware.caps import Caps
+from leanfleet.engines.hardware.measuring import Profile
 from leanfleet.errors import UserError
 from leanfleet.workers import keep_kernels, keep_memory
 

@@ -21,7 +21,6 @@ from torch import Tensor
 from leanfleet.engines.center import as_tensor, named
 from leanfleet.engines.clients import Clients
 from leanfleet.engines.flower.here import Here
-from leanfleet.engines.flower.measuring import MeasuredClock, Profile
 from leanfleet.engines.flower.messages import (
     LOST,
     REGISTER,
@@ -32,6 +31,7 @@ from leanfleet.engines.flower.messages import (
     put,
     take,
 )
+from leanfleet.engines.hardware.measuring import MeasuredClock, Profile
 from leanfleet.engines.job import SplitJob, make_job
 from leanfleet.errors import UserError
 from leanfleet.experiment import Experiment

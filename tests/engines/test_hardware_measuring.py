@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leanfleet.engines.devices import make_pacer, take_part
-from leanfleet.engines.flower import measuring
-from leanfleet.engines.flower.caps import Caps
-from leanfleet.engines.flower.measuring import MeasuredClock, MeasuredPacer, Profile, calibrate, workload
+from leanfleet.engines.hardware import measuring
+from leanfleet.engines.hardware.caps import Caps
+from leanfleet.engines.hardware.measuring import MeasuredClock, MeasuredPacer, Profile, calibrate, workload
 from leanfleet.engines.job import federated_job
 from leanfleet.ledger import PHI
 from leanfleet.profiling import StepTime

@@ -9,11 +9,11 @@ import torch
 
 from fake_grid import FakeGrid
 from leanfleet.engines.flower import client
-from leanfleet.engines.flower.caps import Caps
-from leanfleet.engines.flower.measuring import Profile, workload
-from leanfleet.engines.flower.memory import fit_memory
 from leanfleet.engines.flower.server import serve
 from leanfleet.engines.flower.terms import Terms
+from leanfleet.engines.hardware.caps import Caps
+from leanfleet.engines.hardware.measuring import Profile, workload
+from leanfleet.engines.hardware.memory import fit_memory
 from leanfleet.engines.job import federated_job
 from leanfleet.federated import Report
 from leanfleet.profiling import most_bytes, peak_bytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
-from leanfleet.engines.flower.measuring import Profile, workload
+from leanfleet.engines.hardware.measuring import Profile, workload
 from leanfleet.engines.job import FederatedJob
 from leanfleet.federated import Distreal
 from leanfleet.federated.submodel import SubModel

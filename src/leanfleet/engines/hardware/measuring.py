@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from leanfleet.engines.flower.caps import Caps
+from leanfleet.engines.hardware.caps import Caps
 from leanfleet.engines.job import FederatedJob
 from leanfleet.federated import Distreal
 from leanfleet.fleet import Pacer

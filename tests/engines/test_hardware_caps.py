@@ -11,8 +11,8 @@ import psutil
 import pytest
 import torch
 
-from leanfleet.engines.flower import caps
-from leanfleet.engines.flower.caps import Caps
+from leanfleet.engines.hardware import caps
+from leanfleet.engines.hardware.caps import Caps
 from leanfleet.engines.local import default_workers
 from leanfleet.errors import UserError
 
@@ -128,7 +128,7 @@ def test_threads_are_set():
 
 def test_more_memory_than_allowed_is_an_error_and_no_kill():
     code = (
-        "from leanfleet.engines.flower.caps import Caps; import torch\n"
+        "from leanfleet.engines.hardware.caps import Caps; import torch\n"
         "Caps(memory_bytes=2**30).apply()\n"
         "try: torch.ones(2**29)\n"
         "except RuntimeError as error: print('refused')"
