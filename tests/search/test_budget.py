@@ -32,6 +32,7 @@ class Trainer:
     clock: Clock
     seconds: float
     trials: int = 0
+    workers: int = 1
     seconds_training: float = 0.0
     seen: list = field(default_factory=list)
 

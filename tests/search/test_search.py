@@ -85,6 +85,26 @@ def test_an_interrupted_search_goes_on_to_the_same_table(tmp_path, phase):
     assert again.rows == whole.rows
 
 
+@pytest.mark.parametrize("phase", ["search", "front"])
+def test_what_is_interrupted_loses_no_short_training_that_was_saved(tmp_path, monkeypatch, phase):
+    monkeypatch.setattr("leanfleet.search.trainings._SAVE_SECONDS", 0.0)
+    seen = []
+
+    def stop(progress):
+        if progress.phase == phase and progress.share > 0.5:
+            raise StoppedByTestError
+
+    whole = search(NET, "digits", tmp_path / "whole.lut", protocol=TINY)
+    out = tmp_path / "cut.lut"
+    with pytest.raises(StoppedByTestError):
+        search(NET, "digits", out, protocol=TINY, watch=stop)
+    again = search(NET, "digits", out, protocol=TINY, resume=True, watch=seen.append)
+    assert again.rows == whole.rows
+    assert again.about["training_samples"] == whole.about["training_samples"]
+    # The one that was under way is done again, what was done before it is not.
+    assert next(p.share for p in seen if p.phase == phase) == pytest.approx(0.5, abs=0.15)
+
+
 def test_there_must_be_something_to_resume_and_a_folder_to_write_to(tmp_path):
     with pytest.raises(LutError, match="nothing to resume"):
         search(NET, "digits", tmp_path / "a.lut", protocol=TINY, resume=True)

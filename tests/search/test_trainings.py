@@ -28,7 +28,7 @@ class Pool:
     """Gains fall with the first rate alone; every short training is noted."""
 
     def __init__(self):
-        self.seconds_training, self.asked = 0.0, []
+        self.workers, self.seconds_training, self.asked = 2, 0.0, []
 
     def gains(self, rates, seeds, costs, tick, seconds=float("inf")):
         self.asked.append((rates, seeds))
@@ -73,7 +73,7 @@ def test_vectors_that_may_be_as_good_get_all_seeds():
 def test_common_random_numbers_are_the_anchors_seeds():
     trainings, pool, seen, _ = make(FAST)
     trainings.answer(SPACE, question(*[0.1] * 12, seeds=1), 0, 0.0)
-    trainings.answer(SPACE, question(0.1, 0.2), 1, 0.0)
+    trainings.answer(SPACE, question(0.2, 0.3), 1, 0.0)
     assert [seeds.tolist() for _, seeds in pool.asked] == [[*range(10), 0, 1], [0, 1, 2, 0, 1, 2]]
     assert isinstance(seen[-1], Progress)
     assert (seen[-1].phase, seen[-1].step, seen[-1].steps, seen[-1].share) == ("search", 1, 3, 1.0)

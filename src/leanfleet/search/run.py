@@ -178,7 +178,7 @@ class _Search:
             gains = self.trainings.gains(extremes, np.full(2, len(anchors)), "anchors", len(anchors), wanted)
             if not measured(gains).all():
                 break
-            anchors.append(gains)
+            self.state.keep(anchors, gains)
             self._save()
         if not anchors:
             # No time for anything: the table will be one of one rate for all, and this normalises its costs.
@@ -206,7 +206,7 @@ class _Search:
             whole = bool(measured(told).reshape(-1, question.seeds).any(axis=1).all())
             if whole or not strategy.whole:
                 state.allowed.append(allowed)
-                state.told.append(told)
+                state.keep(state.told, told)
                 self._tell(space, strategy, question, told)
             self._save()
             seconds = time.monotonic() - begun
@@ -231,7 +231,7 @@ class _Search:
             found = self.trainings.gains(given.rates, seeds, "front", len(gains), self.protocol.fresh)
             if not measured(found).all():
                 break
-            gains.append(found)
+            state.keep(gains, found)
             self._save()
         all_gains = np.stack(gains, axis=1) if gains else np.empty((len(given.rates), 0, 2))
         timed = isinstance(self.cost, StepTime)

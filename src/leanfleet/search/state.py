@@ -16,7 +16,7 @@ from leanfleet.errors import LutError, RecordError
 from leanfleet.search.trials import Values
 from leanfleet.storage import load_tensors, save_tensors
 
-_FORMAT = 2
+_FORMAT = 3
 _NUMBERS = (
     "start_accuracy", "allowed", "final_line", "final_mixed", "budget", "training_samples", "seconds",
     "seconds_training", "seconds_search", "seconds_outside",
@@ -33,6 +33,7 @@ class State:
         params: What short trainings start from; empty before pre-training is done.
         anchors: Gains [2, 2] of the constant vectors, a seed each: (vector, measure).
         told: Gains [n, 2] of every question's short trainings; NaN where there was no time for one.
+        begun: Gains [2] of what of the present question, anchor or look at the final front is done, by `trial_key`.
         allowed: How many short trainings each question was allowed to ask for.
         final_rates: The vectors [m, groups] whose gains are measured anew at the end.
         final: Gains [m, 2] of those, a seed each.
@@ -53,6 +54,7 @@ class State:
     params: dict[str, Tensor] = field(default_factory=dict)
     anchors: list[Values] = field(default_factory=list)
     told: list[Values] = field(default_factory=list)
+    begun: dict[bytes, Values] = field(default_factory=dict)
     final_rates: Values | None = None
     final: list[Values] = field(default_factory=list)
     profile: Values | None = None
@@ -105,6 +107,11 @@ class State:
                 {n.removeprefix("params/"): t for n, t in tensors.items() if n.startswith("params/")},
                 [tensors[f"anchors/{i}"].numpy() for i in range(about["anchors"])],
                 [tensors[f"told/{i}"].numpy() for i in range(about["told"])],
+                dict(
+                    zip(
+                        map(bytes, tensors["begun/keys"].numpy()), tensors["begun/gains"].numpy(), strict=True
+                    )
+                ),
                 tensors["final_rates"].numpy() if "final_rates" in tensors else None,
                 [tensors[f"final/{i}"].numpy() for i in range(about["final"])],
                 tensors["profile"].numpy() if "profile" in tensors else None,
@@ -137,6 +144,9 @@ class State:
             tensors |= {
                 f"{name}/{i}": torch.from_numpy(np.ascontiguousarray(v)) for i, v in enumerate(values)
             }
+        keys = np.array([np.frombuffer(key, dtype=np.uint8) for key in self.begun]).astype(np.uint8)
+        tensors["begun/keys"] = torch.from_numpy(keys)
+        tensors["begun/gains"] = torch.from_numpy(np.array([*self.begun.values()]).reshape(-1, 2))
         for name, array in (("profile", self.profile), ("final_rates", self.final_rates)):
             if array is not None:
                 tensors[name] = torch.from_numpy(array)
@@ -150,6 +160,16 @@ class State:
         }
         save_tensors(self.path, tensors, {"search": json.dumps(about)})
 
+    def keep(self, into: list[Values], gains: Values) -> None:
+        """Put the gains of what was being trained where they belong; the next short trainings are others."""
+        into.append(gains)
+        self.begun = {}
+
     def remove(self) -> None:
         """Remove the file: the table is written."""
         self.path.unlink(missing_ok=True)
+
+
+def trial_key(rates: Values, seed: int) -> bytes:
+    """Return what a short training is known by: its vector [groups] and its seed."""
+    return rates.tobytes() + seed.to_bytes(8, "little", signed=True)

@@ -14,11 +14,16 @@ from leanfleet.search.budget import Budget
 from leanfleet.search.front import LINE, MEASURES
 from leanfleet.search.objectives import Scale, hypervolume, nondominated
 from leanfleet.search.protocols import Protocol
-from leanfleet.search.state import State
+from leanfleet.search.state import State, trial_key
 from leanfleet.search.strategies import Ask, Space
 from leanfleet.search.trials import Bench, Pool, Seeds, Values, measured
+from leanfleet.workers import Tick
 
 Phase = Literal["start", "anchors", "search", "front"]
+
+# What a kill loses at most, or a short training if that takes longer.
+_SAVE_SECONDS = 60.0
+_MISSING = np.full(2, np.nan)
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,9 @@ class Trainings:
             steps: How many there are.
             reserve: Seconds that must be left afterwards.
         """
-        done, begun, before = 0, time.monotonic(), self._pool.seconds_training
+        keys = [trial_key(vector, seed) for vector, seed in zip(rates, seeds.tolist(), strict=True)]
+        found = np.array([self._state.begun.get(key, _MISSING) for key in keys]).reshape(-1, 2)
+        done = int(measured(found).sum())
         steps = max(step + 1, self._protocol.questions) if steps is None else steps
 
         def tick() -> None:
@@ -115,6 +122,27 @@ class Trainings:
             self.show(phase, step, steps, done / len(rates))
 
         costs = self._plan.macs_of_vectors(rates)
+        missing = np.flatnonzero(~measured(found))
+        # The dearest first: workers end together.
+        missing = missing[np.argsort(-costs[missing], kind="stable")]
+        while len(missing):
+            part, missing = np.split(missing, [self._pool.workers * self._turns()])
+            gains = self._train(rates[part], seeds[part], costs[part], tick, reserve)
+            found[part] = gains
+            if not measured(gains).all():
+                break
+            self._state.begun |= {keys[i]: found[i] for i in part.tolist()}
+            if len(missing):
+                self._state.seconds = self.budget.spent
+                self._state.save()
+        return found
+
+    def _turns(self) -> int:
+        """Return how many short trainings a worker does until what there is is saved."""
+        return max(1, int(_SAVE_SECONDS / (self.budget.seconds_per_trial * self._pool.workers)))
+
+    def _train(self, rates: Values, seeds: Seeds, costs: Values, tick: Tick, reserve: float) -> Values:
+        begun, before = time.monotonic(), self._pool.seconds_training
         found = self._pool.gains(rates, seeds, costs, tick, self.budget.left - reserve)
         trials = int(measured(found).sum())
         self._state.seconds_training += self._pool.seconds_training - before

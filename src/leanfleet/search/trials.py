@@ -152,14 +152,14 @@ class Pool:
     """Short trainings over worker processes.
 
     Attributes:
+        workers: How many there are.
         seconds_training: Seconds that the busiest worker of each request trained and measured, summed up.
-        trials: Short trainings so far.
     """
 
     def __init__(self, task: Task, workers: int) -> None:
         task.data.share_memory_()
         self._workers = Workers(workers, _start, (task,))
-        self.seconds_training, self.trials = 0.0, 0
+        self.workers, self.seconds_training = workers, 0.0
 
     def begin(self, params: Mapping[str, Tensor]) -> None:
         """Give every worker what to start from."""
@@ -196,7 +196,6 @@ class Pool:
             gains = answer.tensors["gains"].numpy()
             found[share[: len(gains)]] = gains
         self.seconds_training += max(float(answer.scalars["seconds"]) for answer in answers)
-        self.trials += int(measured(found).sum())
         return found
 
     def close(self) -> None:
