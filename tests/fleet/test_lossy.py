@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 
 from leanfleet.fleet import Graph, build_graph, consensus, final_rounds
@@ -21,6 +24,24 @@ def test_more_losses_take_more_rounds() -> None:
     found = [lossy_rounds(graph, 1e-3, rate) for rate in (0.0, 0.05, 0.2, 0.5)]
     assert found[0] == 3
     assert found == sorted(set(found))
+
+
+def test_late_messages_take_more_rounds_less_than_lost_ones() -> None:
+    graph = build_graph("exponential", 8)
+    late = [lossy_rounds(graph, 1e-3, 0.0, rate) for rate in (0.0, 0.2, 0.5)]
+    lost = [lossy_rounds(graph, 1e-3, rate) for rate in (0.0, 0.2, 0.5)]
+    assert late == sorted(set(late))
+    assert all(a <= b for a, b in zip(late, lost, strict=True))
+    assert final_rounds(graph, late_rate=0.5) == late[-1]
+
+
+def test_when_every_message_is_late_rounds_are_those_of_the_delayed_ring() -> None:
+    """x_i(k+1) = x_i(k) / 2 + x_{i-1}(k-1) / 2: factors are the roots of m^2 = m / 2 + w / 2, w an eighth root of 1."""
+    roots = np.concatenate([np.roots([1, -0.5, -0.5 * np.exp(2j * np.pi * k / 8)]) for k in range(1, 8)])
+    expected = math.log(1e-3) / math.log(np.abs(roots).max())
+    ring = build_graph("ring", 8)
+    assert lossy_rounds(ring, 1e-3, 0.0, 1.0) == pytest.approx(expected, rel=0.1)
+    assert 3 < expected / final_rounds(ring) < 3.5
 
 
 def test_on_a_static_graph_losses_only_take_their_share() -> None:

@@ -31,7 +31,7 @@ from leanfleet.gossip.node import Node
 from leanfleet.gossip.rules import ErrorMemory, Rule, Whole
 from leanfleet.gossip.sums import Repair, RunningSums
 from leanfleet.randomness import numpy_generator
-from leanfleet.wire import RandomK, TopK
+from leanfleet.wire import Message, RandomK, TopK
 
 PAIR = build_graph("complete", 2)
 RING = build_graph("ring", 8)
@@ -145,6 +145,27 @@ def test_final_rounds_are_enough_when_messages_are_lost(spec: str, rate: float) 
         left.append(float((zs(nodes) - start.mean(0)).norm() / (start - start.mean(0)).norm()))
     assert sum(share <= 1e-3 for share in left) >= fleets - 1
     assert max(left) < 1e-2
+
+
+@pytest.mark.parametrize("sums", [sums_with(), None], ids=["sums", "trusted"])
+def test_final_rounds_are_enough_when_messages_are_late(sums: Callable[[Layout], RunningSums] | None) -> None:
+    graph, rate, late = build_graph("exponential", 8), 0.3, list[tuple[int, int, Message]]()
+    start = normal(8, 4)
+    nodes = fleet_of(start, Whole, sums=sums)
+    for step in range(final_rounds(graph, 1e-3, late_rate=rate)):
+        sent = [
+            (sender, receiver, message)
+            for sender, column in columns(graph, step).items()
+            for receiver, message in nodes[sender].outbox(column).items()
+        ]
+        delayed = [one for one in sent if lossy(rate)(step, one[0], one[1])]
+        arrived = [one for one in sent if one not in delayed] + late
+        for node in nodes:
+            node.absorb(
+                [(sender, message) for sender, receiver, message in arrived if receiver == node.number]
+            )
+        late = delayed
+    assert float((zs(nodes) - start.mean(0)).norm() / (start - start.mean(0)).norm()) <= 1e-3
 
 
 def test_without_running_sums_averages_drift() -> None:

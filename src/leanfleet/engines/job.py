@@ -292,6 +292,7 @@ def _gossip(experiment: Experiment, data: DataSet, parts: Parts) -> GossipJob:
         sgd=sgd,
         seed=seed,
         loss_rate=fleet.loss_rate,
+        late_rate=fleet.late_rate,
         lossy=fleet.loses,
         recorded=fleet.graph_file is not None,
         departures=fleet.departures,

@@ -1,4 +1,4 @@
-"""Dense push-sum over links that lose messages, with running sums: how long it takes to agree."""
+"""Dense push-sum over links that lose or delay messages, with running sums: how long it takes to agree."""
 
 from __future__ import annotations
 
@@ -27,18 +27,24 @@ class _Phase(NamedTuple):
 
 
 def lossy_rounds(
-    graph: Graph, tolerance: float, loss_rate: float, seed: int = 0, limit_steps: int = LIMIT_STEPS
+    graph: Graph,
+    tolerance: float,
+    loss_rate: float,
+    late_rate: float = 0.0,
+    seed: int = 0,
+    limit_steps: int = LIMIT_STEPS,
 ) -> int:
-    """Return after how many rounds nine of ten fleets agree, if every message may be lost (our decision).
+    """Return after how many rounds nine of ten fleets agree, if messages may be lost or late (our decision).
 
-    Simulated: fleets of normally distributed values, each with losses of its own. What is lost comes with the next
-    message over the same link.
+    Simulated: fleets of normally distributed values, each with luck of its own. What is lost comes with the next
+    message over the same link, what is late a round later.
 
     Args:
         graph: A graph that is connected over its period.
         tolerance: At which share of its first disagreement a fleet agrees.
         loss_rate: Share of the messages that are lost.
-        seed: Of values and losses.
+        late_rate: Share of the messages that arrive a round later.
+        seed: Of values and luck.
         limit_steps: When to give up; then this is what is returned.
     """
     rng = numpy_generator(seed, "losses")
@@ -47,15 +53,22 @@ def lossy_rounds(
     target = tolerance * np.linalg.norm(start - mean, axis=(0, 2))
     state = np.concatenate([start, np.ones((graph.nodes, _FLEETS, 1))], axis=-1)
     phases = _phases(graph)
-    on_the_way = np.zeros((1 + max(int(phase.links.max(initial=-1)) for phase in phases), *state.shape[1:]))
+    links = 1 + max(int(phase.links.max(initial=-1)) for phase in phases)
+    outstanding = np.zeros((links, *state.shape[1:]))
+    # What is late, and at whose node.
+    late, late_at = np.zeros((0, *state.shape[1:])), np.zeros(0, dtype=np.int64)
     for step in range(limit_steps):
-        links, senders, receivers, shares = phases[graph.phase(step)]
+        edges, senders, receivers, shares = phases[graph.phase(step)]
         state *= shares[:, None, None]
         # A node keeps as much as it gives to each of its receivers.
-        on_the_way[links] += state[senders]
-        came = on_the_way[links] * (rng.random((len(links), _FLEETS, 1)) >= loss_rate)
-        on_the_way[links] -= came
-        np.add.at(state, receivers, came)
+        outstanding[edges] += state[senders]
+        luck = rng.random((len(edges), _FLEETS, 1))
+        arrives = outstanding[edges] * (luck >= loss_rate)
+        outstanding[edges] -= arrives
+        in_time = arrives * (luck >= loss_rate + late_rate)
+        np.add.at(state, late_at, late)
+        np.add.at(state, receivers, in_time)
+        late, late_at = arrives - in_time, receivers
         left = np.linalg.norm(state[..., :-1] / state[..., -1:] - mean, axis=(0, 2))
         if np.mean(left <= target) >= _ENOUGH:
             return step + 1

@@ -150,6 +150,7 @@ class Setting:
         seed: Seed of the run.
         loss: What is minimised.
         loss_rate: Share of the messages that links lose.
+        late_rate: Share of the messages that arrive an exchange later.
         lossy: Whether links lose messages at all, be it for a time only.
         recorded: Whether the graph is a recording, whose times are taken as they are.
         departures: Nodes that leave for good, and from which exchange on they are gone.
@@ -164,6 +165,7 @@ class Setting:
     seed: int = 0
     loss: Loss = F.cross_entropy
     loss_rate: float = 0.0
+    late_rate: float = 0.0
     lossy: bool = False
     recorded: bool = False
     departures: Mapping[int, int] = field(default_factory=dict)

@@ -90,7 +90,8 @@ class SCSP(_SparsePush[SCSPOptions]):
         """See `GossipMethod.final_rounds`."""
         if self.options.final_rounds is not None:
             return self.options.final_rounds
-        return final_rounds(self.lasting, self.options.tolerance, self.setting.loss_rate)
+        setting = self.setting
+        return final_rounds(self.lasting, self.options.tolerance, setting.loss_rate, setting.late_rate)
 
     def begin_final(self, node: Node) -> None:
         """See `GossipMethod.begin_final`."""
