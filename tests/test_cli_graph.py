@@ -82,15 +82,6 @@ def test_a_slow_graph_is_told_to_be_so(cli: Cli) -> None:
     assert "are many" not in cli("graph", "exponential", "--nodes", "32").out
 
 
-def test_beyond_what_a_dense_matrix_can_do_there_is_no_gap(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The package has a function of the same name.
-    monkeypatch.setattr(sys.modules["leanfleet.cli.graph"], "_EIGENVALUE_NODES", 7)
-    shown = values(cli("graph", "ring").out)
-    assert shown["spectral gap per step"] == shown["the same by the spectral gap"] == "-"
-    told = json.loads(cli("graph", "ring", "--json").out)
-    assert told["spectral_gap"] is told["final_rounds"] is told["second_eigenvalue"] is None
-
-
 def test_a_small_terminal_is_enough(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
     result = cli("graph", "exponential", "--nodes", "6")

@@ -62,6 +62,9 @@ def test_without_scipy_it_takes_longer(monkeypatch):
     with_scipy = second_eigenvalue.__wrapped__(graph)
     monkeypatch.setitem(sys.modules, "scipy.sparse.linalg", None)
     assert second_eigenvalue.__wrapped__(graph) == pytest.approx(with_scipy, abs=1e-9)
+    monkeypatch.setattr("leanfleet.fleet.consensus._MANY_NODES", graph.nodes - 1)
+    with pytest.raises(ExperimentError, match="pip install scipy"):
+        second_eigenvalue.__wrapped__(graph)
 
 
 def test_large_regular_graphs_have_a_closed_form():

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 _TOLERANCE = 1e-3
 _LIMIT_STEPS = 10_000
-# The dense matrix of more takes minutes.
-_EIGENVALUE_NODES = 2_000
 # From here on Sparse-Push's final phase should take another graph (our decision).
 _MANY_ROUNDS = 500
 _DEGREE_LINES = 20
@@ -81,7 +79,7 @@ def measure(graph: Graph, seed: int) -> dict[str, Any]:
     from leanfleet.fleet import consensus, final_rounds, second_eigenvalue, shortest_window
 
     steps = range(0, graph.period, graph.hold_steps)
-    second = second_eigenvalue(graph) if graph.nodes <= _EIGENVALUE_NODES else None
+    second = second_eigenvalue(graph)
     return {
         "graph": graph.name,
         "nodes": graph.nodes,
@@ -90,11 +88,11 @@ def measure(graph: Graph, seed: int) -> dict[str, Any]:
         "shortest_window": shortest_window(graph),
         "links": [sum(map(len, phase)) for phase in graph.phases],
         "second_eigenvalue": second,
-        "spectral_gap": None if second is None else 1 - second,
+        "spectral_gap": 1 - second,
         "tolerance": _TOLERANCE,
         "limit_steps": _LIMIT_STEPS,
         # A graph may be so slow that 1 is the nearest number.
-        "final_rounds": final_rounds(graph, _TOLERANCE) if second not in (None, 1.0) else None,
+        "final_rounds": final_rounds(graph, _TOLERANCE) if second < 1 else None,
         "consensus": dataclasses.asdict(consensus(graph, _TOLERANCE, seed, _LIMIT_STEPS)),
         "doubly_stochastic": graph.doubly_stochastic,
         "out_degrees": [[len(graph.out_neighbours(s, n)) for n in range(graph.nodes)] for s in steps],
@@ -128,10 +126,7 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("period", "1 step (static)" if period == 1 else f"{period:,} steps"),
         ("links per step", _span(facts["links"])),
         ("strongly connected within", "1 step" if one else f"{facts['shortest_window']:,} steps"),
-        (
-            "spectral gap per step",
-            "-" if facts["spectral_gap"] is None else f"{facts['spectral_gap']:.6f}",
-        ),
+        ("spectral gap per step", f"{facts['spectral_gap']:.6f}"),
         (f"rounds to consensus (1/{factor}), measured", rounds),
         (
             "the same by the spectral gap",

@@ -16,8 +16,8 @@ from leanfleet.randomness import numpy_generator
 _COLUMNS = 8
 # Rounding, when nothing else is left.
 _NOTHING = 1e-12
-# Of more nodes, all eigenvalues take longer than the largest alone.
-_FEW_NODES = 300
+# Of more nodes, all eigenvalues take longer than the largest alone; of many more, minutes.
+_FEW_NODES, _MANY_NODES = 300, 2_000
 # Over so many rounds losses even out.
 _MANY_ROUNDS = 1000
 # On a directed ring that many more rounds for the share of late messages are enough: 3.4 times as many if all are late.
@@ -32,12 +32,19 @@ def second_eigenvalue(graph: Graph) -> float:
     spectral gap is what is missing to 1. Where all nodes send equally far on, it has a closed form. Of other large
     graphs the largest eigenvalue alone is looked for, with scipy if it is installed; else a dense matrix it is:
     memory n^2, time n^3.
+
+    Raises:
+        ExperimentError: There are so many nodes that scipy is needed.
     """
     offsets = [_offsets(phase) for phase in graph.phases]
     if None not in offsets:
         second = _of_circulants(graph, [there for there in offsets if there is not None])
     else:
         found = _by_arnoldi(graph) if graph.nodes > _FEW_NODES else None
+        if found is None and graph.nodes > _MANY_NODES:
+            raise ExperimentError(
+                f"graph '{graph.name}', {graph.nodes:,} nodes: its eigenvalues need scipy; pip install scipy"
+            )
         second = _by_the_matrix(graph) if found is None else found
     return second if second < 1 - _NOTHING else 1.0
 
