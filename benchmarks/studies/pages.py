@@ -215,11 +215,12 @@ def _page(
     yield "## All scenarios\n"
     yield "Final accuracy of the network in use [%], mean and deviation over seeds:\n"
     yield from _across(study, scenarios, "accuracy")
-    yield (
-        "Late share [%]: participations with work undone at the deadline. Where partial work counts, a late device "
-        "loses what is left of its round, else all of it.\n"
-    )
-    yield from _across(study, scenarios, "late_share")
+    if any(row["late_share"] and row["late_share"]["mean"] for s in scenarios for row in s.rows.values()):
+        yield (
+            "Late share [%]: participations with work undone at the deadline. Where partial work counts, a late device "
+            "loses what is left of its round, else all of it.\n"
+        )
+        yield from _across(study, scenarios, "late_share")
     yield from _legend(scenarios, recipe.target)
     for scenario in scenarios:
         yield from _section(study, scenario)
@@ -232,7 +233,8 @@ def _made_with(study: Study, scenarios: Sequence[Scenario], sessions: Sequence[R
     few = f", {e.fleet.per_round} a round" if isinstance(e.fleet, FederatedFleet) else ""
     fleet = f"{records[0].totals['devices']:,} devices{few}"
     general = f"{e.experiment.rounds:,} rounds, evaluated every {e.experiment.eval_every}"
-    runs = f"{len(records)} runs, up to {study.recipe.seeds} seeds a label"
+    seeds = max(len(group.records) for scenario in scenarios for group in scenario.groups)
+    runs = f"{len(records)} runs, {'one seed' if seeds == 1 else f'up to {seeds} seeds'} a label"
     yield f"Scale: {network}; {fleet}; {general}; {runs}. Every setting: [recipe.toml](recipe.toml).\n"
     clock = f", {sum(s['seconds_wall'] for s in sessions):,.0f} s on the clock" if sessions else ""
     yield f"Time: {_compute(scenarios):,.0f} s of computing, summed over runs{clock}.\n"
@@ -278,7 +280,8 @@ def _section(study: Study, scenario: Scenario) -> Iterator[str]:
     rows, budgets = list(scenario.rows.values()), scenario.budgets
     settings = tomli_w.dumps(tables(study.recipe.scenarios[scenario.name])).strip()
     yield f"## {scenario.name}\n"
-    yield f"```toml\n{settings}\n```\n"
+    if settings:
+        yield f"```toml\n{settings}\n```\n"
     at = [f"at {seconds(budgets.seconds_virtual)}", f"at {quantity(spread_of([budgets.macs]), 'MACs')}"]
     head = ["accuracy [%]", "runs", "final A", "final B", "best", "1/4 of rounds", "1/2 of rounds", *at]
     accuracies = (

@@ -36,6 +36,8 @@ from leanfleet.errors import ExperimentError, did_you_mean
 from leanfleet.experiment import Experiment, loads
 from leanfleet.experiment.base import Count, FolderName, Section, Share, Text, read_toml
 
+HERE = Path(__file__).resolve().parent
+
 Table = dict[str, Any]
 # Part of a link, too.
 Name = Annotated[FolderName, Field(max_length=60)]
@@ -59,11 +61,13 @@ class MethodSettings(Settings):
         method: The section of that name.
         scenarios: Where to run it; empty is everywhere.
         variant_of: Label whose settings these are on top of.
+        seeds: How many; as many as the study if it does not say.
     """
 
     method: Table = Field(default_factory=dict)
     scenarios: tuple[str, ...] = ()
     variant_of: str | None = None
+    seeds: Count | None = None
 
 
 class Recipe(Section):
@@ -103,7 +107,7 @@ class Study:
     """A recipe and the experiments that follow from it.
 
     Attributes:
-        name: The file's name without its ending.
+        name: The file's name without its ending, with the folder it has beside this file.
         path: The file.
         recipe: What it says.
         tasks: Seeds outermost, so that a study that was interrupted has all of its first seeds.
@@ -127,7 +131,9 @@ def load(path: Path) -> Study:
     """
     recipe = read_toml(path, Recipe)
     _check_names(path, recipe)
-    study = Study(path.stem, path, recipe, ())
+    here = path.resolve().with_suffix("")
+    name = here.relative_to(HERE).as_posix() if here.is_relative_to(HERE) else here.name
+    study = Study(name, path, recipe, ())
     return Study(study.name, path, recipe, tuple(_tasks(study)))
 
 
@@ -146,10 +152,12 @@ def _check_names(path: Path, recipe: Recipe) -> None:
 
 def _tasks(study: Study) -> Iterator[Task]:
     first = int(study.recipe.base.experiment.get("seed", 0))
-    for seed in range(first, first + study.recipe.seeds):
+    seeds = {label: m.seeds or study.recipe.seeds for label, m in study.recipe.methods.items()}
+    for number in range(max(seeds.values())):
         for scenario in study.recipe.scenarios:
             for label in study.labels(scenario):
-                yield Task(scenario, label, _experiment(study, scenario, label, seed))
+                if number < seeds[label]:
+                    yield Task(scenario, label, _experiment(study, scenario, label, first + number))
 
 
 def _experiment(study: Study, scenario: str, label: str, seed: int) -> Experiment:
@@ -163,7 +171,7 @@ def _experiment(study: Study, scenario: str, label: str, seed: int) -> Experimen
 
 def tables(settings: Settings) -> dict[str, Table]:
     """Return the sections that settings have something to say about."""
-    sections = settings.model_dump(exclude={"scenarios", "variant_of"}, exclude_defaults=True)
+    sections = settings.model_dump(exclude={"scenarios", "variant_of", "seeds"}, exclude_defaults=True)
     return {name: table for name, table in sections.items() if table}
 
 

@@ -56,14 +56,15 @@ def scores(scenario: str, groups: Sequence[Group]) -> Iterator[str]:
         "moments.\n"
     )
     yield from markdown(_HEAD, lines)
-    yield f"- measured bytes: {terms_text(measured)}"
-    yield f"- authors' bytes: {terms_text(authors)}"
+    for mode, ranking in (("measured", measured), ("authors'", authors)):
+        yield f"- {mode} bytes: " + terms_text(ranking).replace("\n", "\n  ")
     yield from (f"- {note}" for note in held_out_notes(groups))
     yield ""
     yield f"![Accuracy against bytes, {scenario}]({scenario}/score.png)\n"
 
 
 def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
-    """Return a table as lines of Markdown."""
+    """Return a table as lines of Markdown, without columns in which nothing is known."""
+    known = [i for i in range(len(head)) if any(cells[i] != "-" for cells in lines)]
     rule = ["---", *("---:" for _ in head[1:])]
-    return [*(f"| {' | '.join(cells)} |" for cells in (head, rule, *lines)), ""]
+    return [*(f"| {' | '.join(cells[i] for i in known)} |" for cells in (head, rule, *lines)), ""]

@@ -19,7 +19,7 @@ from typing import Any
 
 from pages import write_page
 from progress import Display
-from recipe import Study, load
+from recipe import HERE, Study, load
 from runner import check, work
 
 from leanfleet.engines.describe import machine
@@ -28,8 +28,6 @@ from leanfleet.engines.staff import check_device
 from leanfleet.errors import ExperimentError, LeanfleetError, UserError, did_you_mean
 from leanfleet.runs import Run
 from leanfleet.storage import write_json
-
-HERE = Path(__file__).resolve().parent
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("study", help="femnist, cifar10, ..., or a path to a recipe")
+    parser.add_argument("study", help="femnist, cifar10, split/cifar, ..., or a path to a recipe")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the records (runs)")
     parser.add_argument(
         "--output", type=Path, default=HERE.parent.parent / "docs" / "results", help="folder of the pages"
@@ -77,7 +75,7 @@ def _count(text: str) -> int:
 def _recipe(name: str) -> Path:
     path = Path(name) if name.endswith(".toml") else HERE / f"{name}.toml"
     if not path.is_file():
-        known = [recipe.stem for recipe in HERE.glob("*.toml")]
+        known = [path.relative_to(HERE).with_suffix("").as_posix() for path in HERE.rglob("*.toml")]
         raise ExperimentError(f"{name}: no such study{did_you_mean(name, known)}")
     return path
 
@@ -112,7 +110,7 @@ class _Session:
         only = f" --only {' '.join(given.only)}" if given.only else ""
         # Another folder's recipe is given by its path.
         here, given_as = study.path.resolve(), study.name
-        if here.parent != HERE:
+        if not here.is_relative_to(HERE):
             given_as = os.path.relpath(here, HERE.parents[1])
         there = machine()
         self._fields: dict[str, Any] = {
