@@ -21,6 +21,11 @@ def test_only_federated_runs_have_a_and_b(make: Make) -> None:
     assert a_and_b not in noted(make("adasplit"))
 
 
+def test_virtual_times_of_other_families_are_no_silent_comparison(make: Make) -> None:
+    assert any("virtual time without links" in note for note in noted(make(), make("adasplit")))
+    assert not any("virtual time" in note for note in noted(make("adasplit"), make("sparse-push")))
+
+
 def test_it_is_said_what_a_split_accuracy_is(make: Make) -> None:
     said = "adasplit, sl-basic: accuracy is the mean over clients, each on test data like its own"
     assert said in noted(make(), make("adasplit"), make("sl-basic"))

@@ -27,6 +27,18 @@ def federated_notes(groups: Sequence[Group]) -> list[str]:
     ]
 
 
+def time_notes(groups: Sequence[Group]) -> list[str]:
+    """Return what keeps virtual times of federated runs and of others from being compared."""
+    federated = [group.label for group in groups if group.family == "federated"]
+    if not federated or len(federated) == len(groups):
+        return []
+    return [
+        f"{', '.join(federated)}: virtual time without links, which the others' has in it; and it compares only if "
+        "[fleet] round_seconds make devices equally fast: a federated round is a device's share of the data, a split "
+        "or gossip round so many mini-batches"
+    ]
+
+
 def rejections(groups: Sequence[Group]) -> list[str]:
     """Return which runs left out what they were sent, how often, and why first."""
     return [note for group in groups for record in group.records for note in _rejected(record)]

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from leanfleet.report.notes import federated_notes, notes, rejections
+from leanfleet.report.notes import federated_notes, notes, rejections, time_notes
 from leanfleet.report.records import Group, Record
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def summarise(groups: Sequence[Group]) -> Tables:
         "seconds_virtual": times,
         "groups": [_group_row(group, times) for group in groups],
         "runs": [_run_row(group, record) for group in groups for record in group.records],
-        "notes": [*federated_notes(groups), *notes(groups), *rejections(groups)],
+        "notes": [*federated_notes(groups), *notes(groups), *time_notes(groups), *rejections(groups)],
     }
 
 
