@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from leanfleet.data import load as load_data
     from leanfleet.engines.compare import compare, resume_comparison, variants
     from leanfleet.engines.inference import evaluate, export
-    from leanfleet.engines.local import Progress, resume, run
+    from leanfleet.engines.local import Progress, merge, resume, run
     from leanfleet.experiment import Experiment, dumps, load, loads, override
     from leanfleet.runs import Run
     from leanfleet.subnet import SubnetPlan
@@ -39,6 +39,7 @@ _HOMES = {
     "load": "experiment",
     "load_data": "data",
     "loads": "experiment",
+    "merge": "engines.local",
     "override": "experiment",
     "resume": "engines.local",
     "resume_comparison": "engines.compare",
@@ -48,7 +49,7 @@ _HOMES = {
 
 __all__ = [
     "DataSet", "Experiment", "Lut", "Progress", "Run", "SubnetPlan", "compare", "dumps", "evaluate", "export", "load",
-    "load_data", "loads", "override", "resume", "resume_comparison", "run", "variants",
+    "load_data", "loads", "merge", "override", "resume", "resume_comparison", "run", "variants",
 ]  # fmt: skip
 
 

@@ -229,13 +229,13 @@ class Run:
         self._entries = entries
         self._tidy({entry.checkpoint for entry in entries})
 
-    def latest(self) -> Checkpoint | None:
-        """Return the last checkpoint, or None if there is none yet; nothing is changed.
+    def latest(self, at: int | None = None) -> Checkpoint | None:
+        """Return the last checkpoint, or that of round `at`, or None if there is none yet; nothing is changed.
 
         Raises:
-            RecordError: If `state.json` or the checkpoint is damaged.
+            RecordError: If `state.json` or the checkpoint is damaged, or that of round `at` is not there any more.
         """
-        entries = self._read_entries()
+        entries = self._until(at)
         return self._load(entries) if entries else None
 
     def restore(self, at: int | None = None) -> Checkpoint | None:
@@ -250,11 +250,7 @@ class Run:
         if self._unlock is None:
             self._lock()
         try:
-            entries = self._read_entries()
-            if at is not None:
-                entries = tuple(entry for entry in entries if entry.round <= at)
-                if at and (not entries or entries[0].round != at):
-                    raise RecordError(f"{self.folder}: has no checkpoint of round {at} any more")
+            entries = self._until(at)
             found = self._load(entries) if entries else None
             self._cut_events(entries[0].events_bytes if entries else 0)
         except BaseException:
@@ -284,6 +280,15 @@ class Run:
             with writing(self._events), self._events.open("ab") as file:
                 os.fsync(file.fileno())
         return self._events_bytes()
+
+    def _until(self, at: int | None) -> tuple[_Entry, ...]:
+        """Return what is known of the checkpoints up to one, newest first."""
+        entries = self._read_entries()
+        if at is not None:
+            entries = tuple(entry for entry in entries if entry.round <= at)
+            if at and (not entries or entries[0].round != at):
+                raise RecordError(f"{self.folder}: has no checkpoint of round {at} any more")
+        return entries
 
     def _read_entries(self) -> tuple[_Entry, ...]:
         """Return what is known of the checkpoints, newest first, from the newest one that is still there."""

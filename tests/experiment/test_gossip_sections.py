@@ -30,7 +30,9 @@ def test_defaults_are_those_of_the_author() -> None:
         True,
         1e-4,
     )
-    assert found.options.model_dump().items() >= {"density": 0.01, "eta": None, "final_rounds": None}.items()
+    assert (
+        found.options.model_dump().items() >= {"density": 0.01, "eta": None, "final_rounds": "auto"}.items()
+    )
 
 
 def test_a_file_comes_back_as_it_was_written() -> None:

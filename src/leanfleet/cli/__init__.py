@@ -225,6 +225,25 @@ def resume(
 
 
 @app.command()
+def merge(
+    run: RunFolder,
+    rounds: Annotated[
+        int | None,
+        typer.Option(min=0, help="Dense exchanges.", show_default="as many as the graph needs"),
+    ] = None,
+    workers: Workers = None,
+    device: DeviceBefore = None,
+    as_json: Json = False,
+) -> None:
+    """Let the nodes of a gossip run agree by dense exchanges without training, in a record of its own beside it."""
+    from leanfleet.engines import local
+
+    with Display(run.parent) as display:
+        merged = local.merge(run, rounds=rounds, workers=workers, device=device, watch=display)
+    _show_runs([run, merged.folder], as_json)
+
+
+@app.command()
 def report(
     runs: RunFolders,
     output: Annotated[

@@ -17,8 +17,9 @@ from leanfleet.engines.job import AnyJob, FederatedJob, GossipJob, SplitJob, mak
 from leanfleet.engines.loop import Loop, Progress, Watch, say_notes
 from leanfleet.engines.split import SplitCenter
 from leanfleet.engines.staff import Staff
+from leanfleet.errors import RecordError
 from leanfleet.experiment import Experiment, dumps, load, override
-from leanfleet.runs import Run
+from leanfleet.runs import Checkpoint, Run
 from leanfleet.subnet.lut import Lut
 
 _LUT = "lut.safetensors"
@@ -104,15 +105,78 @@ def resume(
     with Run.open(folder) as record:
         if record.finished:
             return record
-        restored = record.restore()
-        job = make_job(load(record.experiment_file), data)
-        before = restored.state if restored else {}
-        count = workers or before.get("workers") or default_workers()
-        with nullcontext(staff) if staff else Staff(device or before.get("device", "cpu")) as hands:
-            say_notes(job)
-            loop = Loop(record, job, _center(job, count, hands.device), count, watch, hands.device)
-            loop.go(hands.for_job(job, count), restored)
-        return record
+        restored, job = record.restore(), make_job(load(record.experiment_file), data)
+        return _go_on(record, job, restored, workers, device, watch, staff)
+
+
+def merge(
+    folder: Path,
+    *,
+    rounds: int | None = None,
+    data: DataSet | None = None,
+    workers: int | None = None,
+    device: str | None = None,
+    watch: Watch = lambda progress: None,
+) -> Run:
+    """Let the nodes of a gossip run agree by dense exchanges without training, as SCSP does.
+
+    They go on from the last checkpoint of training, whatever the method, finished or not, in a record of its own beside
+    the run's: `NAME-merged`. It is that of the same run with `[method] final_rounds`.
+
+    Args:
+        folder: The run's record; it stays as it is.
+        rounds: How many exchanges; as many as the graph needs if None.
+        data: As for `resume`.
+        workers: As many as before if None.
+        device: Where torch computes; where it did before if None.
+        watch: Is told about progress.
+
+    Raises:
+        RecordError: The record is missing or damaged, has no checkpoint yet, or none of nodes of one machine.
+        ExperimentError: No number of exchanges makes the nodes agree.
+    """
+    source = Run.open(folder)
+    experiment, latest = load(source.experiment_file), source.latest()
+    if experiment.method.family != "gossip":
+        raise RecordError(f"{folder}: {experiment.method.name} is no gossip method: it has no nodes to merge")
+    if latest is not None and latest.state["closed"]:
+        # What came after training may have been final rounds.
+        latest = source.latest(at=latest.round - 1)
+    if latest is None:
+        raise RecordError(f"{folder}: has no checkpoint yet; go on with: leanfleet resume {folder}")
+    if "ranks" in latest.state["center"]:
+        raise RecordError(
+            f"{folder}: was made by real processes, and each has its own node: nothing here to merge"
+        )
+    final = '"auto"' if rounds is None else rounds
+    merged = override(experiment, [f"experiment.rounds={latest.round}", f"method.final_rounds={final}"])
+    job = make_job(merged, data)
+    assert isinstance(job, GossipJob)
+    # Before there is a record: where nothing makes nodes agree this raises.
+    job.method.final_rounds()
+    with Run.create(f"{source.name}-merged", dumps(merged), folder.parent) as record:
+        for event in source.events()[: latest.round]:
+            record.event(**event)
+        record.checkpoint(latest.round, latest.tensors, latest.state)
+        return _go_on(record, job, latest, workers, device, watch, None)
+
+
+def _go_on(
+    record: Run,
+    job: AnyJob,
+    restored: Checkpoint | None,
+    workers: int | None,
+    device: str | None,
+    watch: Watch,
+    staff: Staff | None,
+) -> Run:
+    before = restored.state if restored else {}
+    count = workers or before.get("workers") or default_workers()
+    with nullcontext(staff) if staff else Staff(device or before.get("device", "cpu")) as hands:
+        say_notes(job)
+        loop = Loop(record, job, _center(job, count, hands.device), count, watch, hands.device)
+        loop.go(hands.for_job(job, count), restored)
+    return record
 
 
 def default_workers() -> int:
@@ -140,4 +204,4 @@ def saved_params(record: Run) -> dict[str, Tensor]:
     return {} if latest is None else named(latest.tensors, "params/")
 
 
-__all__ = ["Progress", "Watch", "default_workers", "resume", "run", "saved_params"]
+__all__ = ["Progress", "Watch", "default_workers", "merge", "resume", "run", "saved_params"]

@@ -6,8 +6,9 @@ from leanfleet.gossip.choco import Choco
 from leanfleet.gossip.deepsqueeze import DeepSqueeze
 from leanfleet.gossip.descent import Sgd
 from leanfleet.gossip.dpsgd import DPSGD
-from leanfleet.gossip.method import GossipMethod, GossipOptions, Setting
+from leanfleet.gossip.method import GossipMethod, Setting
 from leanfleet.gossip.node import Node, broadcasts, memory_ratio
+from leanfleet.gossip.options import GossipOptions
 from leanfleet.gossip.sgp import SGP
 from leanfleet.gossip.sparse_push import SCSP, SparsePush
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from leanfleet.gossip.method import Compressing, CompressionOptions
+from leanfleet.gossip.method import Compressing
+from leanfleet.gossip.options import CompressionOptions
 from leanfleet.gossip.rules import ErrorMemory, Rule
 
 

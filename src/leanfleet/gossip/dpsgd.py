@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from leanfleet.gossip.method import GossipMethod, GossipOptions
+from leanfleet.gossip.method import GossipMethod
+from leanfleet.gossip.options import GossipOptions
 from leanfleet.gossip.rules import Rule, Whole
 
 

@@ -12,130 +12,20 @@ from typing import ClassVar, Generic, Literal, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from leanfleet.errors import ExperimentError
-from leanfleet.fleet import Graph, check_connected
+from leanfleet.fleet import Graph, check_connected, final_rounds
 from leanfleet.gossip.costs import authors_bytes, sent_values
 from leanfleet.gossip.descent import Loss, Sgd, Training
 from leanfleet.gossip.node import Node
+from leanfleet.gossip.options import LARGE_ETA, CompressionOptions, GossipOptions, PushSumOptions
 from leanfleet.gossip.routes import neighbours, one_way_link, without
 from leanfleet.gossip.rules import Rule
-from leanfleet.gossip.sums import Repair, RunningSums
-from leanfleet.options import Options
-from leanfleet.wire import Compressor, Identity, Qsgd, RandomK, Sign, TopK, Values
+from leanfleet.gossip.sums import RunningSums
 
-_WARN, _REFUSE = 2.0, 10.0
-
-
-class GossipOptions(Options):
-    """The keys in `[method]` that all gossip methods have.
-
-    Attributes:
-        exchange_every: Training steps from one exchange to the next.
-        graph_period: For how many exchanges each graph of a sequence is kept; None is about 1 / eta, so that
-            error memory comes through, and 1 without compression or where links are recorded (our decision).
-        quasi_global: Whether momentum follows the moves of whole steps, mixing included (Lin et al. 2021).
-    """
-
-    exchange_every: int = Field(1, ge=1)
-    graph_period: int | None = Field(None, ge=1)
-    quasi_global: bool = False
-
-    @model_validator(mode="after")
-    def _moves_fit(self) -> Self:
-        if self.quasi_global and self.exchange_every > 1:
-            raise ValueError("quasi_global: goes with exchange_every = 1 only")
-        return self
-
-
-class PushSumOptions(GossipOptions):
-    """What methods with push-sum weights can do against lost messages.
-
-    Attributes:
-        running_sums: Whether links keep running sums, so that nothing is lost for good; None where links lose
-            messages. Without them lost messages take weight with them.
-        repair: What messages repeat of what may not have arrived. "ack" needs links both ways.
-        lease: After how many messages without any answer a sender takes back what it sent, and sends no more
-            until it hears again; None trusts for ever. Needs links both ways, too: answers come with messages.
-    """
-
-    running_sums: bool | None = None
-    repair: Repair = "none"
-    lease: int | None = Field(None, ge=1)
-
-    @model_validator(mode="after")
-    def _sums_fit(self) -> Self:
-        if self.running_sums is False and (self.repair != "none" or self.lease is not None):
-            raise ValueError("running_sums = false: does not go with repair or lease")
-        return self
-
-
-class CompressionOptions(GossipOptions):
-    """How much is sent, and how far a node moves for it.
-
-    Attributes:
-        compressor: What of every tensor is sent.
-        density: Share of coordinates, for top-k and random-k.
-        bits: Of a magnitude, for qsgd.
-        values: How values travel; what rounding takes off goes into the error memory.
-        eta: Consensus step; None is the density, as in the author's runs, or 1 without compression.
-        force_eta: Whether to run with an eta of ten times the density and more, which diverges.
-    """
-
-    compressor: Literal["top-k", "random-k", "qsgd", "sign", "none"] = "top-k"
-    density: float = Field(0.01, gt=0, le=1)
-    bits: int = Field(4, ge=1, le=15)
-    values: Values = "exact"
-    eta: float | None = Field(None, gt=0, le=1)
-    force_eta: bool = False
-
-    @model_validator(mode="after")
-    def _eta_fits(self) -> Self:
-        if self.natural_eta is None and self.eta is None:
-            raise ValueError(f'eta: compressor = "{self.compressor}" needs one; begin with a small one')
-        if self.compressor in ("qsgd", "sign") and self.values != "exact":
-            raise ValueError(f'values: do not go with compressor = "{self.compressor}"')
-        if self.eta_ratio >= _REFUSE and not self.force_eta:
-            raise ValueError(
-                f"eta = {self.eta:g}: {self.eta_ratio:g} times the density of {self.density:g} diverges, if late; "
-                "lower it, or set force_eta = true"
-            )
-        return self
-
-    @property
-    def natural_eta(self) -> float | None:
-        """The density: a coordinate that is sent once in 1 / density steps brings 1 / density times as much."""
-        if self.compressor in ("top-k", "random-k"):
-            return self.density
-        return 1.0 if self.compressor == "none" else None
-
-    @property
-    def consensus_step(self) -> float:
-        """The consensus step that is taken."""
-        eta = self.natural_eta if self.eta is None else self.eta
-        assert eta is not None
-        return eta
-
-    @property
-    def eta_ratio(self) -> float:
-        """The consensus step as a multiple of its default; 1 where there is none."""
-        return self.consensus_step / self.natural_eta if self.natural_eta else 1.0
-
-    def build(self) -> Compressor:
-        """Return the compressor."""
-        if self.compressor == "none" or (self.compressor == "top-k" and self.density == 1):
-            return Identity(self.values)
-        match self.compressor:
-            case "top-k":
-                return TopK(self.density, self.values)
-            case "random-k":
-                return RandomK(self.density, self.values)
-            case "qsgd":
-                return Qsgd(self.bits, biased=True)
-            case _:
-                return Sign()
+# More dense exchanges than these should have another graph (our decision).
+_MANY_ROUNDS = 500
 
 
 @dataclass(frozen=True, eq=False)
@@ -308,12 +198,19 @@ class GossipMethod(ABC, Generic[O]):
         return self.setting.graph, exchange if self.setting.recorded else iteration - self.setting.steps
 
     def final_rounds(self) -> int:
-        """Return how many exchanges without training end the run, R."""
-        return 0
+        """Return how many exchanges without training end the run, R.
+
+        Raises:
+            ExperimentError: No number of them makes nodes agree.
+        """
+        setting, options = self.setting, self.options
+        if options.final_rounds != "auto":
+            return options.final_rounds
+        return final_rounds(self.lasting, options.tolerance, setting.loss_rate, setting.late_rate)
 
     def begin_final(self, node: Node) -> None:
         """Prepare a node for the final rounds."""
-        node.merge()
+        node.merge(self.options.reset_weights)
 
     def logits(self, model: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Return what a node's network says, [N, classes], as it is used.
@@ -339,13 +236,19 @@ class GossipMethod(ABC, Generic[O]):
 
     def warnings(self) -> list[str]:
         """Return what a user should hear before the run: a line each."""
+        found, rounds = list[str](), self.final_rounds()
         lossy = self.setting.lossy or self.setting.loss_rate > 0
         if lossy and self.running_sums() is None:
-            return [
+            found.append(
                 f"{self.name}: links lose messages, and what they hold is lost for good: averages drift, and training "
                 "may diverge; set [method] running_sums = true, which sgp, sparse-push and scsp have"
-            ]
-        return []
+            )
+        if rounds > _MANY_ROUNDS:
+            found.append(
+                f"{self.name}: graph '{self.setting.graph.name}' needs {rounds} dense final rounds; take one that "
+                "mixes faster, such as exponential"
+            )
+        return found
 
 
 class Compressing(GossipMethod[C]):
@@ -364,7 +267,7 @@ class Compressing(GossipMethod[C]):
     def warnings(self) -> list[str]:
         """See `GossipMethod.warnings`."""
         found = super().warnings()
-        if self.options.eta_ratio > _WARN:
+        if self.options.eta_ratio > LARGE_ETA:
             found.append(
                 f"{self.name}: eta = {self.eta:g} is {self.options.eta_ratio:g} times the density; above twice the "
                 "density nodes hardly agree, or diverge"

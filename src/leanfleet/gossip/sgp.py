@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from leanfleet.gossip.method import GossipMethod, PushSumOptions, check_links, running_sums
+from leanfleet.gossip.method import GossipMethod, check_links, running_sums
+from leanfleet.gossip.options import PushSumOptions
 from leanfleet.gossip.rules import Rule, Whole
 from leanfleet.gossip.sums import RunningSums
 

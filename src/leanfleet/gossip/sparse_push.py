@@ -4,22 +4,11 @@ from __future__ import annotations
 
 from typing import Generic, TypeVar
 
-from pydantic import Field
-
 from leanfleet.errors import ExperimentError
-from leanfleet.fleet import final_rounds
-from leanfleet.gossip.method import (
-    Compressing,
-    CompressionOptions,
-    PushSumOptions,
-    check_links,
-    running_sums,
-)
-from leanfleet.gossip.node import Node
+from leanfleet.gossip.method import Compressing, check_links, running_sums
+from leanfleet.gossip.options import CompressionOptions, PushSumOptions, Rounds
 from leanfleet.gossip.rules import ErrorMemory, Rule
 from leanfleet.gossip.sums import RunningSums
-
-_MANY_ROUNDS = 500
 
 
 class SparsePushOptions(PushSumOptions, CompressionOptions):
@@ -27,18 +16,9 @@ class SparsePushOptions(PushSumOptions, CompressionOptions):
 
 
 class SCSPOptions(SparsePushOptions):
-    """SCSP's keys in `[method]`.
+    """SCSP's keys in `[method]`; it has final rounds unless it is told otherwise."""
 
-    Attributes:
-        final_rounds: Dense exchanges at the end, R; None takes as many as it needs to bring disagreement down to
-            `tolerance`. The author's script has 50.
-        tolerance: Share of the disagreement that may be left.
-        reset_weights: Whether the final rounds begin with w = 1, as when a checkpoint of z alone is loaded.
-    """
-
-    final_rounds: int | None = Field(None, ge=0)
-    tolerance: float = Field(1e-3, gt=0, lt=1)
-    reset_weights: bool = False
+    final_rounds: Rounds = "auto"
 
 
 O = TypeVar("O", bound=SparsePushOptions)  # noqa: E741
@@ -85,24 +65,3 @@ class SCSP(_SparsePush[SCSPOptions]):
 
     name = "scsp"
     Options = SCSPOptions
-
-    def final_rounds(self) -> int:
-        """See `GossipMethod.final_rounds`."""
-        if self.options.final_rounds is not None:
-            return self.options.final_rounds
-        setting = self.setting
-        return final_rounds(self.lasting, self.options.tolerance, setting.loss_rate, setting.late_rate)
-
-    def begin_final(self, node: Node) -> None:
-        """See `GossipMethod.begin_final`."""
-        node.merge(self.options.reset_weights)
-
-    def warnings(self) -> list[str]:
-        """See `GossipMethod.warnings`."""
-        found, rounds = super().warnings(), self.final_rounds()
-        if rounds > _MANY_ROUNDS:
-            found.append(
-                f"{self.name}: graph '{self.setting.graph.name}' needs {rounds} dense final rounds; take one that "
-                "mixes faster, such as exponential"
-            )
-        return found
