@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import Cli, refused
 from small_gossip import experiment
 
+from command_line import Cli, refused
 from leanfleet.engines.local import merge, run
 from leanfleet.errors import RecordError
 from leanfleet.experiment import load, loads
