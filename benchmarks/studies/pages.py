@@ -21,11 +21,11 @@ from typing import Any
 import tomli_w
 from ratios import ratios
 from recipe import Study, tables
-from scores import markdown, scores, several_families
+from scores import markdown, scores, several_families, within_budgets
 
 from leanfleet.errors import RecordError
 from leanfleet.experiment import METHODS, FederatedFleet
-from leanfleet.report import Group, Record, draw, draw_ranking, rank, read, summarise
+from leanfleet.report import Group, Record, draw, draw_ranking, read, summarise
 from leanfleet.report.tables import Spread, percent, quantity, seconds, spread_of
 from leanfleet.runs import Run
 from leanfleet.storage import write_text
@@ -89,8 +89,8 @@ def write_page(study: Study, folder: Path, output: Path) -> Path:
     for scenario in scenarios:
         for where, groups in _pictures(study, scenario):
             draw(groups, output / where, title=scenario.name)
-        if several_families(scenario.groups):
-            draw_ranking(rank(scenario.groups), scenario.groups, output / scenario.name)
+            if several_families(scenario.groups):
+                draw_ranking(within_budgets(groups, scenario.groups), groups, output / where)
     write_text(output / "recipe.toml", study.path.read_text(encoding="utf-8"))
     write_text(output / "curves.json", _curves(scenarios))
     summary = _summary(study, scenarios, sessions, missing)
@@ -300,10 +300,12 @@ def _section(study: Study, scenario: Scenario) -> Iterator[str]:
     head = ["cost", "late [%]", "MACs", "share [%]", "up", "down", "time", *target]
     yield from markdown(head, [[row["label"], *_costs(row)] for row in rows])
     yield from ratios(scenario.groups)
-    yield from scores(scenario.name, scenario.groups)
+    yield from scores(scenario.groups)
     for where, groups in _pictures(study, scenario):
         if where.name != scenario.name:
             yield f"{groups[0].label} and its variants:\n"
+        if several_families(scenario.groups):
+            yield f"![Accuracy against bytes, {scenario.name}]({where.as_posix()}/score.png)\n"
         for axis in ("rounds", "time", "macs"):
             yield f"![Accuracy against {axis}, {scenario.name}]({where.as_posix()}/accuracy-{axis}.png)\n"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from leanfleet.report import Group, rank
-from leanfleet.report.score import held_out_notes, terms_text
+from leanfleet.report.score import Ranking, held_out_notes, terms_text
 from leanfleet.report.tables import percent, quantity, spread_of
 
 _HEAD = (
@@ -27,7 +27,13 @@ def several_families(groups: Sequence[Group]) -> bool:
     return any(group.family != "federated" for group in groups)
 
 
-def scores(scenario: str, groups: Sequence[Group]) -> Iterator[str]:
+def within_budgets(groups: Sequence[Group], everyone: Sequence[Group]) -> Ranking:
+    """Rank some groups by the budgets of all: their scores are those that they have among all."""
+    terms = rank(everyone)["terms"]
+    return rank(groups, bytes_max=terms["bytes_max"], macs_max=terms["macs_max"])
+
+
+def scores(groups: Sequence[Group]) -> Iterator[str]:
     """Yield a scenario's scores, by measured bytes and by the authors', as Markdown; nothing if all is federated."""
     if not several_families(groups):
         return
@@ -60,7 +66,6 @@ def scores(scenario: str, groups: Sequence[Group]) -> Iterator[str]:
         yield f"- {mode} bytes: " + terms_text(ranking).replace("\n", "\n  ")
     yield from (f"- {note}" for note in held_out_notes(groups))
     yield ""
-    yield f"![Accuracy against bytes, {scenario}]({scenario}/score.png)\n"
 
 
 def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
