@@ -21,11 +21,15 @@ VARIANTS: Final[dict[str, Protocol]] = {
     "quarter-steps": replace(PAPER, steps=16),
     "one-seed": replace(PAPER, seeds=1),
     "early-rejection": replace(PAPER, screening=True),
-    "seeded": replace(PAPER, seeded=True),
+    "seeded": replace(PAPER, seeded="typical"),
+    "careful": replace(PAPER, seeded="careful"),
     "integer": replace(PAPER, integer=True),
+    "tied": replace(PAPER, tied=True),
     # And to the fast one.
-    "fast-seeded": replace(FAST, seeded=True),
+    "fast-seeded": replace(FAST, seeded="typical"),
+    "fast-careful": replace(FAST, seeded="careful"),
     "fast-integer": replace(FAST, integer=True),
+    "fast-tied": replace(FAST, tied=True),
 }
 
 _FEWEST = {"population": 8, "generations": 1, "steps": 4, "batch_size": 8, "held_out": 50, "design": 12}

@@ -137,10 +137,12 @@ def test_a_step_that_dropout_does_not_shorten_is_no_cost(tmp_path, monkeypatch):
     "protocol",
     [
         replace(TINY_PAPER, seeds=2, screening=True),
-        replace(TINY_PAPER, seeded=True),
+        replace(TINY_PAPER, seeded="typical"),
+        replace(TINY, seeded="careful"),
         replace(TINY, integer=True),
+        replace(TINY_PAPER, tied=True, seeded="careful"),
     ],
-    ids=["screening", "seeded", "integer"],
+    ids=["screening", "typical", "careful", "integer", "tied"],
 )
 def test_other_ways_to_search_make_tables_too(tmp_path, protocol):
     found = search(NET, "digits", tmp_path / "net.lut", protocol=protocol)

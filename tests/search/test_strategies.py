@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leanfleet.nets import build
-from leanfleet.search.modelled import Modelled, descent
+from leanfleet.search.modelled import Modelled, careful, descent
 from leanfleet.search.objectives import Scale, hypervolume
 from leanfleet.search.protocols import FAST, PAPER
-from leanfleet.search.strategies import Chance, Genetic, Space, grid_rates
+from leanfleet.search.strategies import Chance, Genetic, Space, grid_rates, typical
 from leanfleet.search.surrogate import Additive
 from leanfleet.subnet import SubnetPlan
 
@@ -187,7 +188,7 @@ def test_what_was_not_measured_is_not_believed(kind):
 
 @pytest.mark.parametrize("kind", [Genetic, Chance])
 def test_a_seeded_population_has_vectors_that_need_no_search(kind):
-    rates = make(kind, seeded=True).ask(math.inf).rates
+    rates = make(kind, known=partial(typical, SPACE)).ask(math.inf).rates
     assert len(rates) == 24
     assert rates[:2].tolist() == SPACE.extremes.tolist()
     one, rising, falling = rates[2:5], rates[5:8], rates[8:11]
@@ -199,10 +200,22 @@ def test_a_seeded_population_has_vectors_that_need_no_search(kind):
 
 
 def test_a_seeded_design_begins_with_them():
-    rates = modelled(seeded=True).ask(math.inf).rates
+    rates = modelled(known=partial(typical, SPACE)).ask(math.inf).rates
     assert len(rates) == 224
     assert (np.ptp(rates[:14], axis=1) < 1e-12).all()
     assert np.array_equal(rates[42:], modelled().ask(math.inf).rates[:182])
+
+
+def test_careful_vectors_drop_what_is_dear_and_harmless_first():
+    found = careful(HARM, SPACE, 12)
+    assert len(found) == 12
+    assert (found >= 0).all()
+    assert (found <= 0.5).all()
+    # Per cost saved, group 0 harms least and group 1 most.
+    assert (found[:, 0] >= found[:, 1]).all()
+    assert found[:, 0].max() > found[:, 1].min() + 0.3
+    # With the harm known they are a front by themselves.
+    assert volume(np.concatenate([SPACE.extremes, found])) > line() + 0.02
 
 
 GRID = Space(GROUPS, cost, SPACE.scale, tuple(np.array([0.0, 0.25, 0.5]) for _ in range(GROUPS)))
@@ -210,7 +223,7 @@ GRID = Space(GROUPS, cost, SPACE.scale, tuple(np.array([0.0, 0.25, 0.5]) for _ i
 
 @pytest.mark.parametrize("strategy", [PAPER, replace(PAPER, strategy="chance"), FAST])
 def test_integer_genes_stay_on_the_grid(strategy):
-    made = replace(strategy, population=16, generations=3, seeded=True).make(GRID, 0)
+    made = replace(strategy, population=16, generations=3, seeded="typical").make(GRID, 0)
     asked = play(made)
     rates = np.concatenate([question.rates for question in asked] + [made.front()])
     assert np.isin(rates, [0.0, 0.25, 0.5]).all()

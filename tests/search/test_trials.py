@@ -11,6 +11,7 @@ from leanfleet.federated import Optimiser
 from leanfleet.nets import build
 from leanfleet.randomness import torch_generator
 from leanfleet.search.proxy import proxy
+from leanfleet.search.sensitivity import sensitivities
 from leanfleet.search.trials import Bench, Pool, Task, measured, nested
 from leanfleet.subnet import SubnetPlan
 
@@ -112,3 +113,21 @@ def test_a_network_that_has_diverged_is_worth_as_much_as_guessing(task):
         accuracy, loss = bench.measure({name: torch.full_like(p, value) for name, p in bench.params.items()})
         assert loss == pytest.approx(np.log(10))
         assert accuracy < 0.3
+
+
+def test_how_much_every_layer_matters(task):
+    bench = Bench(task)
+    params = bench.train(bench.params, (0.0, 0.0, 0.0), 30, 0)
+    found = sensitivities(bench, params)
+    assert found.shape == (3,)
+    assert (found >= 0).all()
+    assert found.max() > 0
+    assert np.array_equal(found, sensitivities(bench, params))
+    # Of one layer and mask, by hand: a network whose other layers are whole.
+    before = bench.measure(params)[1]
+    rises = []
+    for luck in range(2):
+        kept = nested(bench.plan, (0.0, 0.5, 0.0), torch_generator(task.seed, luck, "sensitivity"))
+        assert [len(kept[g.name]) < g.channels for g in bench.plan.groups] == [False, True, False]
+        rises.append(bench.measure(params, kept)[1] - before)
+    assert found[1] == pytest.approx(max(0.0, sum(rises) / 2))

@@ -8,7 +8,7 @@ import numpy as np
 
 from leanfleet.randomness import numpy_generator
 from leanfleet.search.objectives import equidistant, nondominated
-from leanfleet.search.strategies import HIGHEST, Ask, Space, typical
+from leanfleet.search.strategies import HIGHEST, Ask, Known, Space
 from leanfleet.search.surrogate import Additive
 from leanfleet.search.trials import Values
 
@@ -20,7 +20,7 @@ _FEWEST = 4
 # Vectors that a descent passes: a few times those of a table.
 _PASSED, _FEWEST_LEVELS = 256, 2
 # Of the design, where it is not all drawn.
-_SEEDED = 1 / 16
+_SEEDED = 3 / 16
 
 
 class Modelled:
@@ -36,18 +36,18 @@ class Modelled:
         refits: How often the model's front is trained, and how many vectors of it.
         seeds: Short trainings of each of those.
         seed: Everything random.
-        seeded: Whether the design begins with vectors that need no search.
+        known: What the design begins with; it is all drawn if None.
     """
 
     whole = False
 
     def __init__(
         self, space: Space, *, population: int, design: int, refits: tuple[int, ...], seeds: int, seed: int,
-        seeded: bool = False,
+        known: Known | None = None,
     ) -> None:  # fmt: skip
         self._space, self._population = space, population
         self._seeds, self._refits = seeds, refits
-        self._design = _design(space, design, seed, seeded)
+        self._design = _design(space, design, seed, known)
         self._drawn = self._refitted = self._rounds = self._done = 0
         self._rates, self._f2, self._weights = space.extremes[:0], np.empty(0), np.empty(0)
         self._asked = Ask(self._rates, 1)
@@ -94,6 +94,19 @@ class Modelled:
         return self._found
 
 
+def careful(sensitivity: Values, space: Space, count: int) -> Values:
+    """Return vectors [n <= count, groups] that drop most where that harms least for what it saves.
+
+    Args:
+        sensitivity: [groups] what dropping half of a layer alone costs; that rates cost their square is our guess.
+        space: What to choose from.
+        count: How many at most.
+    """
+    model = Additive(np.zeros(space.groups), sensitivity / HIGHEST**2)
+    passed = descent(space, model)[1:-1]
+    return passed[equidistant(space.f1(passed), count)]
+
+
 def descent(space: Space, model: Additive) -> Values:
     """Return vectors from no dropout down to the most, always the step next that saves most for what it loses.
 
@@ -127,14 +140,14 @@ def _levels(space: Space) -> tuple[Values, ...]:
     return (np.linspace(0, HIGHEST, count + 1),) * space.groups
 
 
-def _design(space: Space, count: int, seed: int, seeded: bool) -> Values:
+def _design(space: Space, count: int, seed: int, known: Known | None) -> Values:
     """Return random vectors whose costs cover the whole range: independent rates alone would all cost the same.
 
     The first n of a larger design are the design of n: a search that gets more time goes on with it.
     """
     drawn = numpy_generator(seed, "design").uniform(0, HIGHEST, (count, 1 + space.groups))
     found = np.clip(drawn[:, :1] + drawn[:, 1:] - HIGHEST / 2, 0, HIGHEST)
-    if seeded:
-        known = typical(space, max(1, int(_SEEDED * count)))
-        found = np.concatenate([known, found])[:count]
+    if known is not None:
+        begun = known(max(3, int(_SEEDED * count)))
+        found = np.concatenate([begun, found])[:count]
     return space.snap(found)

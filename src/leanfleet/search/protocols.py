@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Literal
 
-from leanfleet.search.modelled import Modelled
-from leanfleet.search.strategies import Chance, Genetic, Space, Strategy
+from leanfleet.search.modelled import Modelled, careful
+from leanfleet.search.strategies import Chance, Genetic, Known, Space, Strategy, typical
+from leanfleet.search.trials import Values
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,11 @@ class Protocol:
         fresh: New seeds that the final front is trained with, to get rid of lucky rows.
         start_accuracy: Accuracy at which pre-training stops: near half of the final one (our decision).
         screening: Whether a vector that is clearly beaten after its first seed gets no more seeds.
-        seeded: Whether the first vectors are, beside random ones, such as need no search: one rate for all layers,
-            rates that rise or fall with depth.
+        seeded: Vectors that need no search, among the first ones: "typical" are one rate for all layers and rates
+            that rise or fall with depth; "careful" drop most where that harms the network at its start least for the
+            MACs it saves.
         integer: Whether rates are only those at which a layer keeps exactly a count of its grid.
+        tied: Whether layers of one kind in one block have one rate.
     """
 
     name: str
@@ -51,12 +55,25 @@ class Protocol:
     fresh: int = 10
     start_accuracy: float = 0.45
     screening: bool = False
-    seeded: bool = False
+    seeded: Literal["no", "typical", "careful"] = "no"
     integer: bool = False
+    tied: bool = False
 
-    def make(self, space: Space, seed: int) -> Strategy:
-        """Return what chooses the vectors."""
-        common = {"population": self.population, "seeds": self.seeds, "seed": seed, "seeded": self.seeded}
+    def make(self, space: Space, seed: int, sensitivity: Values | None = None) -> Strategy:
+        """Return what chooses the vectors.
+
+        Args:
+            space: From what.
+            seed: Everything random.
+            sensitivity: See `careful`, which needs it.
+        """
+        known: Known | None = None
+        if self.seeded == "typical":
+            known = partial(typical, space)
+        elif self.seeded == "careful":
+            assert sensitivity is not None
+            known = partial(careful, sensitivity, space)
+        common = {"population": self.population, "seeds": self.seeds, "seed": seed, "known": known}
         if self.strategy == "model":
             return Modelled(space, **common, design=self.design, refits=self.refits)  # type: ignore[arg-type]
         kind = Genetic if self.strategy == "genetic" else Chance

@@ -26,8 +26,10 @@ from leanfleet.search.objectives import Scale
 from leanfleet.search.pretrain import pretrain
 from leanfleet.search.protocols import FAST, Protocol
 from leanfleet.search.proxy import proxy
+from leanfleet.search.sensitivity import sensitivities
 from leanfleet.search.state import State
 from leanfleet.search.strategies import HIGHEST, Ask, Space, Strategy, grid_rates
+from leanfleet.search.ties import Tied, tied_space, ties
 from leanfleet.search.trainings import Trainings, Watch
 from leanfleet.search.trials import Bench, Pool, Task, Values, measured
 from leanfleet.subnet import SubnetPlan
@@ -143,10 +145,23 @@ class _Search:
         scale = self._anchors()
         grid = grid_rates(self.plan.groups) if self.protocol.integer else None
         space = Space(len(self.plan.groups), self.cost, scale, grid)
-        strategy = self.trainings.protocol.make(space, self.bench.task.seed)
+        strategy = self._strategy(space)
         if self.state.anchors:
             self._questions(space, strategy)
         return self._front(space, strategy)
+
+    def _strategy(self, space: Space) -> Strategy:
+        protocol, seed = self.trainings.protocol, self.bench.task.seed
+        sensitivity: Values | None = None
+        if protocol.seeded == "careful":
+            with one_thread():
+                sensitivity = sensitivities(self.bench, self.state.params)
+        if not protocol.tied:
+            return protocol.make(space, seed, sensitivity)
+        index = ties(self.plan.groups)
+        if sensitivity is not None:
+            sensitivity = np.bincount(index, sensitivity).astype(np.float64)
+        return Tied(protocol.make(tied_space(space, index), seed, sensitivity), index)
 
     def _profiled(self) -> StepTime:
         if self.state.profile is None:

@@ -16,8 +16,11 @@ from leanfleet.subnet.counts import ChannelGroup
 HIGHEST = 0.5
 """Largest rate: those above hurt the final accuracy (Rapp et al. 2022)."""
 
-# Of a first population that is not all drawn: one rate for all layers, rates that rise and that fall with depth.
-_SEEDED = 0.125
+# Of a first population that is not all drawn.
+_SEEDED = 0.375
+
+Known = Callable[[int], Values]
+"""Returns at most so many vectors [n, groups] that need no search, to begin with."""
 
 
 @dataclass(frozen=True)
@@ -99,11 +102,18 @@ class Genetic:
     whole = True
 
     def __init__(
-        self, space: Space, *, population: int, generations: int, seeds: int, seed: int, seeded: bool = False
+        self,
+        space: Space,
+        *,
+        population: int,
+        generations: int,
+        seeds: int,
+        seed: int,
+        known: Known | None = None,
     ) -> None:
         self._space, self._seeds = space, seeds
         self._population, self._left = population, generations + 1
-        self._algorithm = _nsga2(space, _first(space, population, seed, seeded), generations + 1, seed)
+        self._algorithm = _nsga2(space, _first(space, population, seed, known), generations + 1, seed)
         self._asked: Any = None
 
     def ask(self, trials: float) -> Ask | None:
@@ -135,10 +145,17 @@ class Chance:
     whole = False
 
     def __init__(
-        self, space: Space, *, population: int, generations: int, seeds: int, seed: int, seeded: bool = False
+        self,
+        space: Space,
+        *,
+        population: int,
+        generations: int,
+        seeds: int,
+        seed: int,
+        known: Known | None = None,
     ) -> None:
         self._space, self._seeds, self._seed = space, seeds, seed
-        self._population, self._generations, self._seeded = population, generations + 1, seeded
+        self._population, self._generations, self._known = population, generations + 1, known
         self._told: list[tuple[Values, Values]] = []
         self._asked: Values = space.extremes[:0]
 
@@ -148,7 +165,7 @@ class Chance:
         if done == self._generations or trials < self._population * self._seeds:
             return None
         if done == 0:
-            self._asked = _first(self._space, self._population, self._seed, self._seeded)
+            self._asked = _first(self._space, self._population, self._seed, self._known)
         else:
             generator = numpy_generator(self._seed, done, "search chance")
             drawn = generator.uniform(0, HIGHEST, (self._population, self._space.groups))
@@ -171,21 +188,24 @@ class Chance:
         return found
 
 
-def typical(space: Space, each: int) -> Values:
-    """Return vectors [3 x each, groups] that need no search: one rate for all, rates rising and falling with depth."""
-    levels = np.linspace(0, HIGHEST, each + 2)[1:-1, None]
+def typical(space: Space, count: int) -> Values:
+    """Return vectors [n <= count, groups] that anybody would try: one rate for all layers, rates rising and falling.
+
+    Rising and falling with depth; a third of each.
+    """
+    levels = np.linspace(0, HIGHEST, max(1, count // 3) + 2)[1:-1, None]
     depth = np.linspace(0, 1, space.groups)[None, :]
     rising = np.minimum(2 * levels * depth, HIGHEST)
     return space.snap(np.concatenate([levels * np.ones_like(depth), rising, rising[:, ::-1]]))
 
 
-def _first(space: Space, population: int, seed: int, seeded: bool) -> Values:
-    known = [space.extremes]
-    if seeded:
-        known.append(typical(space, max(1, int(_SEEDED * population))))
-    count = population - sum(map(len, known))
+def _first(space: Space, population: int, seed: int, known: Known | None) -> Values:
+    begun = [space.extremes]
+    if known is not None:
+        begun.append(known(max(3, int(_SEEDED * population))))
+    count = population - sum(map(len, begun))
     drawn = numpy_generator(seed, "first population").uniform(0, HIGHEST, (count, space.groups))
-    return np.concatenate([*known, space.snap(drawn)])
+    return np.concatenate([*begun, space.snap(drawn)])
 
 
 def _nsga2(space: Space, first: Values, generations: int, seed: int) -> Any:

@@ -112,17 +112,18 @@ class Bench:
             local.descend(nested(self.plan, rates, masks), batch)
         return local.params
 
-    def measure(self, params: Mapping[str, Tensor]) -> tuple[float, float]:
-        """Return accuracy and mean loss of the whole network on the images held out.
+    def measure(self, params: Mapping[str, Tensor], kept: Kept | None = None) -> tuple[float, float]:
+        """Return accuracy and mean loss of the network on the images held out, of all of it if `kept` is None.
 
         The loss is at most that of guessing (our decision): a network that has diverged knows nothing, and one such
         training must not outweigh all others in a mean.
         """
         hits = count = 0
         loss = 0.0
+        leaves, kept = (params, self.plan.full) if kept is None else (self.plan.pack(params, kept), kept)
         with torch.no_grad():
             for x, y in self._held_out:
-                logits = self.plan.run(params, self.plan.full, x, training=False)
+                logits = self.plan.run(leaves, kept, x, training=False)
                 hits += int((logits.argmax(1) == y).sum())
                 loss += float(F.cross_entropy(logits, y, reduction="sum"))
                 count += len(y)
