@@ -61,8 +61,8 @@ def recorded(protocol: Protocol, fronts: list[Values]) -> Protocol:
     """Return a protocol that searches alike, and keeps its fronts."""
 
     class Watched(Protocol):
-        def make(self, space: Space, seed: int) -> Strategy:
-            return Recorded(super().make(space, seed), fronts)
+        def make(self, space: Space, seed: int, *given: Any) -> Strategy:
+            return Recorded(super().make(space, seed, *given), fronts)
 
     # Its own evaluation of the final front is not what is compared here.
     values = {f.name: getattr(protocol, f.name) for f in fields(protocol)}

@@ -13,7 +13,7 @@ from leanfleet.nets import NETWORKS, build
 from leanfleet.search.objectives import Scale
 from leanfleet.search.protocols import FAST, PAPER
 from leanfleet.search.strategies import Space, grid_rates
-from leanfleet.search.ties import Tied, tied_space, ties
+from leanfleet.search.ties import ties
 from leanfleet.subnet import SubnetPlan
 
 
@@ -46,8 +46,15 @@ def test_a_tied_strategy_asks_for_vectors_of_all_layers(protocol, integer) -> No
     extremes = plan.macs_of_vectors(np.array([[0.0] * count, [0.5] * count]))
     scale = Scale((float(extremes[0]), float(extremes[1])), (1.0, 0.0))
     space = Space(count, plan.macs_of_vectors, scale, grid_rates(plan.groups) if integer else None)
-    small = replace(protocol, population=16, generations=2, design=24 if protocol.design else 0)
-    strategy = Tied(small.make(tied_space(space, index), 0), index)
+    small = replace(
+        protocol,
+        population=16,
+        generations=2,
+        design=24 if protocol.design else 0,
+        tied=True,
+        seeded="careful",
+    )
+    strategy = small.make(space, 0, np.ones(count), index)
     asked = []
     while (question := strategy.ask(math.inf)) is not None:
         asked.append(question.rates)

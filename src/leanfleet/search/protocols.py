@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, Literal
 
+import numpy as np
+
 from leanfleet.search.modelled import Modelled, careful
 from leanfleet.search.strategies import Chance, Genetic, Known, Space, Strategy, typical
+from leanfleet.search.ties import Index, Tied, tied_space
 from leanfleet.search.trials import Values
 
 
@@ -59,14 +62,24 @@ class Protocol:
     integer: bool = False
     tied: bool = False
 
-    def make(self, space: Space, seed: int, sensitivity: Values | None = None) -> Strategy:
+    def make(
+        self, space: Space, seed: int, sensitivity: Values | None = None, tie: Index | None = None
+    ) -> Strategy:
         """Return what chooses the vectors.
 
         Args:
             space: From what.
             seed: Everything random.
-            sensitivity: See `careful`, which needs it.
+            sensitivity: [groups], see `careful`, which needs it.
+            tie: [groups], see `ties`, for `tied`.
         """
+        if not self.tied:
+            return self._untied(space, seed, sensitivity)
+        assert tie is not None
+        summed = None if sensitivity is None else np.bincount(tie, sensitivity).astype(np.float64)
+        return Tied(self._untied(tied_space(space, tie), seed, summed), tie)
+
+    def _untied(self, space: Space, seed: int, sensitivity: Values | None) -> Strategy:
         known: Known | None = None
         if self.seeded == "typical":
             known = partial(typical, space)

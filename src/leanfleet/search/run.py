@@ -29,7 +29,7 @@ from leanfleet.search.proxy import proxy
 from leanfleet.search.sensitivity import sensitivities
 from leanfleet.search.state import State
 from leanfleet.search.strategies import HIGHEST, Ask, Space, Strategy, grid_rates
-from leanfleet.search.ties import Tied, tied_space, ties
+from leanfleet.search.ties import ties
 from leanfleet.search.trainings import Trainings, Watch
 from leanfleet.search.trials import Bench, Pool, Task, Values, measured
 from leanfleet.subnet import SubnetPlan
@@ -156,12 +156,7 @@ class _Search:
         if protocol.seeded == "careful":
             with one_thread():
                 sensitivity = sensitivities(self.bench, self.state.params)
-        if not protocol.tied:
-            return protocol.make(space, seed, sensitivity)
-        index = ties(self.plan.groups)
-        if sensitivity is not None:
-            sensitivity = np.bincount(index, sensitivity).astype(np.float64)
-        return Tied(protocol.make(tied_space(space, index), seed, sensitivity), index)
+        return protocol.make(space, seed, sensitivity, ties(self.plan.groups))
 
     def _profiled(self) -> StepTime:
         if self.state.profile is None:
