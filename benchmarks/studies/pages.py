@@ -215,6 +215,8 @@ def _page(
     yield "## All scenarios\n"
     yield "Final accuracy of the network in use [%], mean and deviation over seeds:\n"
     yield from _across(study, scenarios, "accuracy")
+    for scenario in scenarios:
+        yield from _seed_by_seed(scenario)
     if any(row["late_share"] and row["late_share"]["mean"] for s in scenarios for row in s.rows.values()):
         yield (
             "Late share [%]: participations with work undone at the deadline. Where partial work counts, a late device "
@@ -257,6 +259,21 @@ def _across(study: Study, scenarios: Sequence[Scenario], key: str) -> list[str]:
         for label in labels
     ]
     return markdown(["", *(s.name for s in scenarios)], lines)
+
+
+def _seed_by_seed(scenario: Scenario) -> Iterator[str]:
+    """Yield accuracies by seed, where labels have different ones: their means do not compare."""
+    found = {
+        row["label"]: {run["seed"]: run["accuracy"] for run in row["runs"]} for row in scenario.rows.values()
+    }
+    seeds = sorted({seed for of in found.values() for seed in of})
+    if all(len(of) == len(seeds) for of in found.values()):
+        return
+    yield f"{scenario.name}, seed by seed, for means over different seeds do not compare:\n"
+    yield from markdown(["", *(str(seed) for seed in seeds)], [
+        [label, *(percent(spread_of([of[seed]])) if seed in of else "" for seed in seeds)]
+        for label, of in found.items()
+    ])  # fmt: skip
 
 
 def _legend(scenarios: Sequence[Scenario], target: float | None) -> Iterator[str]:
