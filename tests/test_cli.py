@@ -46,6 +46,7 @@ SURFACE = {
     "run": ["FILE", "--device", "--engine", "--json", "--set", "--workers"],
     "compare": ["FILES", "--device", "--json", "--methods", "--seeds", "--set", "--workers"],
     "resume": ["RUN", "--device", "--engine", "--json", "--workers"],
+    "merge": ["RUN", "--device", "--json", "--rounds", "--workers"],
     "report": ["RUNS", "--json", "--output", "-o"],
     "evaluate": ["RUN", "--data", "--device", "--image", "--json", "--label", "--workers"],
     "export": ["RUN", "--client", "--output", "-o"],
