@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_gossip import experiment
+from small_gossip import TOML, experiment
 
 from command_line import Cli, refused
 from leanfleet.engines.local import merge, run
@@ -15,21 +15,7 @@ from leanfleet.errors import RecordError
 from leanfleet.experiment import load, loads
 from leanfleet.runs import Run
 
-PLAIN = """
-[experiment]
-name = "small"
-rounds = 2
-[network]
-name = "digits-cnn-small"
-[fleet]
-devices = 4
-graph = "undirected-ring"
-[training]
-iterations = 3
-batch_size = 8
-[method]
-name = "sgp"
-"""
+PLAIN = f"{TOML.partition('[method]')[0]}[method]\nname = 'sgp'\n"
 SPARSE_PUSH = "method.name=sparse-push", "method.density=0.1", "method.final_rounds=0"
 
 
