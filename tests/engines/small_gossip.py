@@ -122,3 +122,21 @@ def weight_with_outstanding(nodes: Mapping[int, Node]) -> float:
 
 def lying(message: Message, **scalars: float) -> Message:
     return Message(message.tensors, {**message.scalars, **scalars})
+
+
+def facts(record: Run) -> tuple[dict[str, object], list[dict[str, object]]]:
+    """All that equal runs have in common beside tensors."""
+    wall = {"seconds_wall", "workers"}
+    events = [{k: v for k, v in event.items() if k not in wall} for event in record.events()]
+    summary = record.summary()
+    assert summary is not None
+    return {k: v for k, v in summary.items() if k not in wall}, events
+
+
+def assert_same(one: Run, other: Run) -> None:
+    found = [record.latest() for record in (one, other)]
+    assert found[0] is not None
+    assert found[1] is not None
+    assert found[0].tensors.keys() == found[1].tensors.keys()
+    assert all(torch.equal(t, found[1].tensors[name]) for name, t in found[0].tensors.items())
+    assert facts(one) == facts(other)

@@ -10,6 +10,7 @@ import torch
 from small_gossip import (
     STEP_MACS,
     TROUBLE,
+    assert_same,
     by_hand,
     experiment,
     job_of,
@@ -28,24 +29,6 @@ from leanfleet.gossip import METHODS, broadcasts
 from leanfleet.runs import Run
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "sparse-push-digits.toml"
-
-
-def facts(record: Run) -> tuple[dict[str, object], list[dict[str, object]]]:
-    """All that equal runs have in common beside tensors."""
-    wall = {"seconds_wall", "workers"}
-    events = [{k: v for k, v in event.items() if k not in wall} for event in record.events()]
-    summary = record.summary()
-    assert summary is not None
-    return {k: v for k, v in summary.items() if k not in wall}, events
-
-
-def assert_same(one: Run, other: Run) -> None:
-    found = [record.latest() for record in (one, other)]
-    assert found[0] is not None
-    assert found[1] is not None
-    assert found[0].tensors.keys() == found[1].tensors.keys()
-    assert all(torch.equal(t, found[1].tensors[name]) for name, t in found[0].tensors.items())
-    assert facts(one) == facts(other)
 
 
 @pytest.fixture(scope="module")
@@ -207,57 +190,6 @@ def test_divergence_ends_the_run_with_a_reason(tmp_path):
         run(experiment("training.lr=1e9"), root=tmp_path, workers=1)
 
 
-# -- nodes that leave for good -----------------------------------------------------------------------------------
-
-GOES = "fleet.absences=[[1, 4, -1]]", "fleet.loss_rate=0.2", "method.name=sgp"
-
-
-@pytest.mark.parametrize("how", ["handover", "withdraw", "crash"])
-def test_the_others_go_on_when_a_node_has_left(tmp_path, how):
-    lease = ("method.lease=2",) if how == "crash" else ()
-    overrides = *GOES, f"fleet.farewell={how}", *lease
-    record = run(experiment(*overrides), root=tmp_path, workers=1)
-    summary, events = record.summary(), record.events()
-    assert sorted(states(record)) == [0, 2, 3]
-    assert summary["nodes"] == len(summary["accuracies"]) == 3
-    assert events[0]["nodes"] == 4
-    nodes = restored(record, job_of(*overrides))
-    total = weight_with_outstanding(nodes)
-    assert events[0]["mass"] == 4
-    assert summary["mass"] == pytest.approx(4 if how == "handover" else 3, abs=0.9)
-    if how == "crash":
-        # What it had absorbed and could not say any more was taken back by those who had sent it.
-        assert summary["mass"] - 1e-9 <= total < 4
-    else:
-        assert total == pytest.approx(summary["mass"], abs=1e-9)
-    if how == "handover":
-        assert total == pytest.approx(4, abs=1e-9)
-    assert min(node.weight for node in nodes.values()) > 0.1
-    for node in nodes.values():
-        assert 1 not in node.sums.out or node.sums.expired(1)
-
-
-def test_a_run_whose_node_has_left_resumes(tmp_path):
-    def stop(progress):
-        if progress.round == 2 and progress.share > 0.4:
-            raise InterruptedByTestError
-
-    whole = run(experiment(*GOES), root=tmp_path / "whole", workers=1)
-    with pytest.raises(InterruptedByTestError):
-        run(experiment(*GOES), root=tmp_path, workers=1, watch=stop)
-    assert_same(resume(tmp_path / "small"), whole)
-
-
-def test_a_handover_is_paid_for(tmp_path):
-    stays, goes = (
-        run(experiment("method.name=sgp", *more), root=tmp_path, workers=1).summary()
-        for more in ((), ("fleet.absences=[[1, 8, -1]]",))
-    )
-    # In the last of 9 exchanges 3 nodes have 4 links instead of 8, and one model was handed over.
-    dense = stays["bytes_up"] / 72
-    assert goes["bytes_up"] == pytest.approx(stays["bytes_up"] - 4 * dense + dense, rel=1e-3)
-
-
 @pytest.mark.parametrize(
     ("overrides", "error"),
     [
@@ -275,6 +207,19 @@ def test_a_handover_is_paid_for(tmp_path):
         (("fleet.graph=torus(3x3)",), "torus"),
         (("method.name=choco", "fleet.graph=exponential"), "same neighbours at every step"),
         (("method.name=d-psgd", "fleet.graph=random(0.3)"), "need push-sum weights"),
+        (("fleet.graph=ring", "fleet.cuts=[[1, 0, 0, 9]]"), "graph 'ring' has no link from node 1 to node 0"),
+        (
+            ("fleet.devices=5", "fleet.graph=dynamic-ring", 'method.repair="ack"'),
+            r'repair = "ack": on graph .dynamic-ring. answers come steps later',
+        ),
+        (
+            ("fleet.devices=5", "fleet.graph=dynamic-ring", "method.lease=3"),
+            r"\[method\] lease = 3: on graph 'dynamic-ring' an answer may take \d+ exchanges",
+        ),
+        (
+            ("network.name=small_gossip:normed", "training.batch_size=1"),
+            r"\[training\] batch_size = 1: .* take 2",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_said_in_one_line(tmp_path, overrides, error):

@@ -5,18 +5,35 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from leanfleet.fleet import Graph
+from leanfleet.fleet import Graph, build_graph
 from leanfleet.gossip.descent import Sgd, Training
 from leanfleet.gossip.layout import Layout
 from leanfleet.gossip.node import Node
 from leanfleet.gossip.rules import Rule
-from leanfleet.gossip.sums import RunningSums
+from leanfleet.gossip.sums import Repair, RunningSums
+from leanfleet.randomness import numpy_generator
+from leanfleet.wire import Compressor, Identity, Message, Qsgd, RandomK, Sign, TopK
 
 PLAIN_SGD = Sgd(lr=0.1, momentum=0.0, nesterov=False, weight_decay=0.0)
 Lost = Callable[[int, int, int], bool]
 """(step, sender, receiver) -> whether the message between them is lost."""
+
+
+COMPRESSORS: dict[str, Compressor] = {
+    "identity": Identity(),
+    "top-k": TopK(0.2),
+    "top-k-bf16": TopK(0.2, "bf16"),
+    "random-k": RandomK(0.2),
+    "qsgd": Qsgd(3, biased=True),
+    "sign": Sign(),
+}
+
+
+PAIR = build_graph("complete", 2)
+BOTH_WAYS = build_graph("undirected-ring", 4)
 
 
 class Vector(nn.Module):
@@ -80,7 +97,7 @@ def exchange(
 ) -> None:
     """Let nodes send and absorb once."""
     by_number = {node.number: node for node in nodes}
-    boxes = {node.number: node.outbox(weights[node.number]) for node in nodes}
+    boxes = {node.number: box_of(node, weights[node.number]) for node in nodes}
     for node in nodes:
         arrived = [
             (sender, box[node.number])
@@ -88,6 +105,11 @@ def exchange(
             if node.number in box and not lost(step, sender, node.number)
         ]
         by_number[node.number].absorb(arrived)
+
+
+def box_of(node: Node, column: Mapping[int, float]) -> dict[int, Message]:
+    """All that a node sends."""
+    return {**node.outbox(column), **node.signs(column)}
 
 
 def run(
@@ -132,3 +154,24 @@ def outstanding(nodes: Sequence[Node]) -> tuple[Tensor, float]:
 
 def normal(nodes: int, size: int, seed: int = 0) -> Tensor:
     return torch.randn(nodes, size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+@st.composite
+def weights(draw: st.DrawFn, nodes: int) -> dict[int, dict[int, float]]:
+    """Any column-stochastic P, of any links."""
+    found = {}
+    for sender in range(nodes):
+        shares = draw(st.lists(st.sampled_from([0.0, 0.1, 0.5, 1.0]), min_size=nodes, max_size=nodes))
+        shares[sender] += 0.25
+        found[sender] = {j: share / sum(shares) for j, share in enumerate(shares) if share}
+    return found
+
+
+def sums_with(repair: Repair = "none", lease: int | None = None) -> Callable[[Layout], RunningSums]:
+    return lambda layout: RunningSums(layout, repair, lease)
+
+
+def lossy(rate: float, seed: int = 0) -> Callable[[int, int, int], bool]:
+    return lambda step, sender, receiver: (
+        numpy_generator(seed, step, sender, receiver, "loss").random() < rate
+    )

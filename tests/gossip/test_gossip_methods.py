@@ -132,12 +132,6 @@ def test_all_nodes_begin_with_the_same_model_and_share_no_memory(name: str) -> N
     )
 
 
-@every
-def test_option_names_and_families(name: str) -> None:
-    assert METHODS[name].family == "gossip"
-    assert METHODS[name].name == name
-
-
 IRREGULAR = Graph.from_edges("irregular", 4, [[(0, 1), (1, 2), (2, 3), (3, 0), (0, 2)]])
 
 

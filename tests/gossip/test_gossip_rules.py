@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gossip_fleet import columns, disagreement, exchange, fleet_of, normal, run, training_of, ws, xs, zs
+from gossip_fleet import (
+    COMPRESSORS,
+    columns,
+    disagreement,
+    exchange,
+    fleet_of,
+    normal,
+    run,
+    training_of,
+    weights,
+    ws,
+    xs,
+    zs,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -13,33 +26,14 @@ from leanfleet.errors import LeanfleetError
 from leanfleet.fleet import Graph, build_graph
 from leanfleet.gossip.rules import ErrorMemory, Estimates, Whole
 from leanfleet.randomness import numpy_generator
-from leanfleet.wire import Compressor, Identity, Qsgd, RandomK, Sign, TopK, kept_count
+from leanfleet.wire import Compressor, Identity, TopK, kept_count
 
-COMPRESSORS: dict[str, Compressor] = {
-    "identity": Identity(),
-    "top-k": TopK(0.2),
-    "top-k-bf16": TopK(0.2, "bf16"),
-    "random-k": RandomK(0.2),
-    "qsgd": Qsgd(3, biased=True),
-    "sign": Sign(),
-}
 THREE = Graph.from_edges("three", 3, [[(0, 1), (0, 2), (1, 2), (2, 0)]])
 RING = build_graph("ring", 8)
 
 
 def vectors(*rows: tuple[float, ...]) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)
-
-
-@st.composite
-def weights(draw: st.DrawFn, nodes: int) -> dict[int, dict[int, float]]:
-    """Any column-stochastic P, of any links."""
-    found = {}
-    for sender in range(nodes):
-        shares = draw(st.lists(st.sampled_from([0.0, 0.1, 0.5, 1.0]), min_size=nodes, max_size=nodes))
-        shares[sender] += 0.25
-        found[sender] = {j: share / sum(shares) for j, share in enumerate(shares) if share}
-    return found
 
 
 def test_error_memory_sends_what_has_waited_longest() -> None:

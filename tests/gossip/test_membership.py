@@ -34,7 +34,10 @@ def fits(ledger: MassLedger, nodes: list[Node], alive: list[Node]) -> bool:
     for sender in alive:
         for receiver in nodes:
             if sender.sums and receiver.sums and receiver.number in sender.sums.out:
-                weight += sender.sums.outstanding(receiver.number, receiver.sums, sender.number)[1]
+                link = receiver.number, receiver.sums, sender.number
+                weight += sender.sums.outstanding(*link)[1]
+                if receiver not in alive:
+                    weight += sender.sums.unconfirmed(*link)
     return weight == pytest.approx(ledger.total, abs=1e-9)
 
 
@@ -97,3 +100,4 @@ def test_a_node_crashes() -> None:
             node.absorb([(i, box[node.number]) for i, box in boxes.items() if node.number in box])
         assert fits(ledger, nodes, others)
     assert all(3 not in box for box in boxes.values())
+    assert sum(ws(others)) + outstanding(others)[1] == pytest.approx(ledger.total, abs=1e-9), "all is back"

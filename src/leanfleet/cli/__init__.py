@@ -211,6 +211,8 @@ def resume(
 
     if engine is EngineName.peers:
         peers.check(workers, device)
+        if peers.speaks() and Run.open(run).finished:
+            print(f"{run}: already finished", file=sys.stderr)
         _show_peers(peers.resume(run), as_json)
         return
     together = is_comparison(run)

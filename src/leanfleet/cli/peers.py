@@ -33,18 +33,18 @@ def run(experiment: Experiment, root: Path) -> Path | None:
     """Run an experiment as this rank's node; return the record's folder, on rank 0 alone."""
     from leanfleet.engines import peers
 
-    with _PeersDisplay(root) if _speaks() else nullcontext() as display:
+    with _PeersDisplay(root) if speaks() else nullcontext() as display:
         record = peers.run(experiment, root=root, watch=display or _silent)
-    return record.folder if _speaks() else None
+    return record.folder if speaks() else None
 
 
 def resume(folder: Path) -> Path | None:
     """Go on with a run as this rank's node; return the record's folder, on rank 0 alone."""
     from leanfleet.engines import peers
 
-    with _PeersDisplay(folder.parent, resumes=folder) if _speaks() else nullcontext() as display:
+    with _PeersDisplay(folder.parent, resumes=folder) if speaks() else nullcontext() as display:
         peers.resume(folder, watch=display or _silent)
-    return folder if _speaks() else None
+    return folder if speaks() else None
 
 
 class _PeersDisplay(Display):
@@ -56,7 +56,7 @@ class _PeersDisplay(Display):
         return f"torchrun --nproc-per-node {ranks} -m leanfleet resume {run} --engine peers"
 
 
-def _speaks() -> bool:
+def speaks() -> bool:
     """Of several processes on one terminal one tells how it goes."""
     return os.environ.get("RANK", "0") == "0"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,9 +37,8 @@ class GossipCenter(Gossip):
         self.homes = shards(dict.fromkeys(everyone, 1.0), workers)
         self._places = {i: place for place, home in enumerate(self.homes) for i in home}
         self.post = Post(job, self.links)
-        # Those that have not left for good, and their push-sum weights.
+        # Those that have not left for good.
         self.nodes = list(everyone)
-        self.weights = dict.fromkeys(everyone, 1.0)
         self.mass = MassLedger(float(len(self.nodes)))
         self._states: dict[str, Tensor] = {}
 
@@ -68,10 +67,9 @@ class GossipCenter(Gossip):
         return {f"nodes/{name}": t for name, t in self._states.items()} | late
 
     def state(self) -> dict[str, Any]:
-        """Return who is there, every node's clock and weight, and the totals."""
+        """Return who is there, every node's clock, and the totals."""
         return {
             "nodes": list(self.nodes),
-            "weights": [self.weights[i] for i in self.nodes],
             "mass": [self.mass.total, self.mass.entries],
             "post": self.post.state(),
             "totals": dict(self.totals),
@@ -90,7 +88,6 @@ class GossipCenter(Gossip):
                 f"{state['ranks']} -m leanfleet resume RUN --engine peers"
             )
         self.nodes = list(state["nodes"])
-        self.weights = dict(zip(self.nodes, state["weights"], strict=True))
         total, entries = state["mass"]
         self.mass = MassLedger(total, [tuple(entry) for entry in entries])
         self.totals, self._final = dict(state["totals"]), state["final"]
@@ -113,7 +110,8 @@ class GossipCenter(Gossip):
             receivers: dict[str, list[int]] = {}
             for answer in answers:
                 receivers |= json.loads(str(answer.scalars["receivers"]))
-            self._book_sending(messages, receivers, ledger, final=not trains)
+            signs = {name for answer in answers for name in json.loads(str(answer.scalars["signs"]))}
+            self._book_sending(messages, receivers, signs, ledger, final=not trains)
             letters, lost = self.post.deliver(exchange, messages, receivers)
             found.sent += sum(map(len, receivers.values()))
             found.lost += lost
@@ -126,7 +124,7 @@ class GossipCenter(Gossip):
         # First the old ones go: states of a whole fleet are what takes the memory.
         self._states = {}
         self._states = {name: t for answer in self._ask(pool, "states") for name, t in answer.tensors.items()}
-        weights = [self.weights[i] for i in self.nodes]
+        weights = [self._weight(i) for i in self.nodes]
         return {
             "local_loss": math.fsum(found.losses) / len(found.losses) if found.losses else None,
             "bytes_authors": self.totals["bytes_authors"],
@@ -149,14 +147,18 @@ class GossipCenter(Gossip):
         return {**self.method.training.layout.views(self._mean_z()), **means}
 
     def _mean_z(self) -> Tensor:
-        return _mean(self._states[f"{i}/x"] / self.weights[i] for i in self.nodes)
+        return _mean(self._z(i) for i in self.nodes)
+
+    def _z(self, i: int) -> Tensor:
+        return self._states[f"{i}/x"] / self._weight(i)
+
+    def _weight(self, i: int) -> float:
+        return float(self._states[f"{i}/weight"])
 
     def _disagreement(self) -> float:
         """Return the root mean square distance of nodes' models to their mean, as a share of that mean's length."""
         mean = self._mean_z()
-        squares = [
-            float((self._states[f"{i}/x"] / self.weights[i] - mean).square().sum()) for i in self.nodes
-        ]
+        squares = [float((self._z(i) - mean).square().sum()) for i in self.nodes]
         return math.sqrt(math.fsum(squares) / len(squares)) / float(mean.norm())
 
     def _part(self, pool: Workers, exchange: int, ledger: Ledger) -> None:
@@ -170,13 +172,13 @@ class GossipCenter(Gossip):
                     else self._say_farewell(pool, i, exchange, ledger)
                 )
                 self.mass.book(exchange, f"node {i}: {self.fleet.farewell}", change)
-                del self.weights[i]
 
     def _bury(self, pool: Workers, dead: int) -> float:
         """Return the change of the total weight when a node is gone at once."""
-        receivers = [i for i in self.method.neighbours(dead)[1] if i in self.nodes]
-        concerned = self._fetch(pool, {dead, *receivers})
-        return crash(concerned[dead], [concerned[i] for i in receivers])
+        self.post.drop(dead)
+        neighbours = {i for some in self.method.neighbours(dead) for i in some if i in self.nodes}
+        concerned = self._fetch(pool, {dead, *neighbours})
+        return crash(concerned[dead], [concerned[i] for i in sorted(neighbours)])
 
     def _say_farewell(self, pool: Workers, leaver: int, exchange: int, ledger: Ledger) -> float:
         """Let a node leave in order: rarely done, so here, with all whom it concerns; return as `leave`."""
@@ -202,7 +204,6 @@ class GossipCenter(Gossip):
         )
         del concerned[leaver]
         self._give(pool, {f"{i}/{n}": t for i, node in concerned.items() for n, t in node.tensors().items()})
-        self.weights |= {i: node.weight for i, node in concerned.items()}
         return change
 
     def _fetch(self, pool: Workers, nodes: Iterable[int]) -> dict[int, Node]:
@@ -231,14 +232,17 @@ class GossipCenter(Gossip):
         self,
         messages: Mapping[str, Tensor],
         receivers: Mapping[str, Sequence[int]],
+        signs: Collection[str],
         ledger: Ledger,
         *,
         final: bool,
     ) -> None:
         sent = self.post.send(messages, receivers)
         ledger.bytes_up += sum(sent)
-        self.totals["transmissions"] += len(sent)
-        self.totals["bytes_authors"] += sum(map(len, receivers.values())) * self.method.authors_bytes(final)
+        # Signs of life are bytes, but no models: nobody would send a dense one in their place.
+        models = [to for name, to in receivers.items() if name not in signs]
+        self.totals["transmissions"] += len(sent) - (len(receivers) - len(models))
+        self.totals["bytes_authors"] += sum(map(len, models)) * self.method.authors_bytes(final)
 
     def _absorb(self, pool: Workers, there: Sequence[int], letters: Iterable[Letter], found: Found) -> None:
         tensors: list[dict[str, Tensor]] = [{} for _ in self.homes]
@@ -249,8 +253,6 @@ class GossipCenter(Gossip):
         told: dict[str, Scalar] = {"arrivals": json.dumps(arrivals)}
         for answer in self._ask(pool, "absorb", told, tensors=tensors, among=there):
             found.rejected += json.loads(str(answer.scalars["rejected"]))
-            for i, weight in json.loads(str(answer.scalars["weights"])).items():
-                self.weights[int(i)] = weight
 
     def _ask(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -298,6 +299,11 @@ def _gossip(experiment: Experiment, data: DataSet, parts: Parts) -> GossipJob:
         departures=fleet.departures,
         announced=fleet.farewell != "crash",
     )
+    for sender, receiver, *_ in fleet.cuts:
+        if not any(receiver in phase[sender] for phase in setting.graph.phases if sender < len(phase)):
+            raise ExperimentError(
+                f"[fleet] cuts: graph '{setting.graph.name}' has no link from node {sender} to node {receiver}"
+            )
     method = gossip.METHODS[experiment.method.name](setting, experiment.options)
     macs = float(forward_macs(net, torch.zeros(2, *data.shape)))
     means = _availability(fleet, "own")
@@ -324,7 +330,18 @@ def network(experiment: Experiment, name: str, data: DataSet, member: int = 0) -
     seed = experiment.experiment.seed
     seed = key(seed, "member", member) if member else seed
     folder = experiment.network.folder
-    return build(name, classes=len(data.classes), shape=data.shape, seed=seed, folder=folder)
+    net = build(name, classes=len(data.classes), shape=data.shape, seed=seed, folder=folder)
+    if experiment.training.batch_size == 1:
+        _check_takes_one(net, data)
+    return net
+
+
+def _check_takes_one(net: nn.Module, data: DataSet) -> None:
+    try:
+        copy.deepcopy(net).train()(torch.zeros(1, *data.shape))
+    except ValueError as error:
+        # Torch's, of a batch norm over a single value.
+        raise ExperimentError(f"[training] batch_size = 1: {error}; take 2 or more") from error
 
 
 def trace(net: nn.Module, data: DataSet, keep: Sequence[str]) -> SubnetPlan:

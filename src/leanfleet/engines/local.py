@@ -56,9 +56,10 @@ def run(
         own = experiment.data.model_copy(update={"source": f"python:{data.name}"})
         experiment = replace(experiment, data=own)
     job = make_job(experiment, data)
+    # Before there is a record: where nothing makes nodes agree this raises.
+    say_notes(job)
     with nullcontext(staff) if staff else Staff(device) as hands, begin(job, root) as record:
         count = workers or default_workers()
-        say_notes(job)
         loop = Loop(record, job, _center(job, count, hands.device), count, watch, hands.device)
         loop.go(hands.for_job(job, count))
         return record

@@ -62,28 +62,33 @@ class Nodes:
                 return self.evaluate(nodes)
 
     def step(self, nodes: Sequence[int], iteration: int, trains: bool) -> Message:
-        """Let nodes train and send; a message to several receivers is there once."""
+        """Let nodes train and send; a message to several receivers is there once; `signs` hold nothing."""
         method = self.method
         messages: dict[str, Tensor] = {}
         losses: dict[int, float] = {}
         receivers: dict[str, list[int]] = {}
+        signs: list[str] = []
         for i in nodes:
             node = self.node(i)
             if trains:
                 losses[i] = node.step(*self._batch(i, iteration))
             if not method.exchanges(iteration):
                 continue
-            for number, (message, to) in enumerate(broadcasts(node.outbox(method.column(iteration, i)))):
+            column = method.column(iteration, i)
+            for number, (message, to) in enumerate(broadcasts(node.outbox(column))):
                 messages[f"{i}/{number}"] = as_tensor(encode(message))
                 receivers[f"{i}/{number}"] = to
-        return Message(messages, {"losses": json.dumps(losses), "receivers": json.dumps(receivers)})
+            for j, message in node.signs(column).items():
+                signs.append(f"{i}/sign-{j}")
+                messages[signs[-1]], receivers[signs[-1]] = as_tensor(encode(message)), [j]
+        told = {"losses": losses, "receivers": receivers, "signs": signs}
+        return Message(messages, {name: json.dumps(value) for name, value in told.items()})
 
     def absorb(
         self, nodes: Sequence[int], arrivals: Mapping[str, list[str]], messages: Mapping[str, Tensor]
     ) -> Message:
         """Let nodes take what arrived, by the names of the messages; what cannot be used is left out."""
         rejected: list[str] = []
-        weights: dict[int, float] = {}
         for i in nodes:
             node = self.node(i)
             taken: list[tuple[int, Message]] = []
@@ -98,8 +103,7 @@ class Nodes:
             except WireError:
                 # Nothing has changed yet: without those that it cannot take, it can take the others.
                 node.absorb(_usable(node, taken, rejected))
-            weights[i] = node.weight
-        return Message({}, {"rejected": json.dumps(rejected), "weights": json.dumps(weights)})
+        return Message({}, {"rejected": json.dumps(rejected)})
 
     def evaluate(self, nodes: Sequence[int]) -> Message:
         """Return hits and summed loss of each node's own model on all test samples."""

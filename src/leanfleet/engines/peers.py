@@ -28,14 +28,17 @@ from leanfleet.engines.center import as_bytes, as_tensor, named
 from leanfleet.engines.job import GossipJob, make_job
 from leanfleet.engines.loop import Loop, Watch, say_notes
 from leanfleet.engines.nodes import Nodes
-from leanfleet.engines.rounds import Found, Gossip
+from leanfleet.engines.rounds import Found, Gossip, dense_bytes
 from leanfleet.errors import ExperimentError, RecordError, WorkerError
 from leanfleet.experiment import Experiment, dumps, load
 from leanfleet.gossip import memory_ratio
 from leanfleet.ledger import PHI, Ledger
-from leanfleet.runs import Checkpoint, Run
+from leanfleet.runs import Checkpoint, Run, clear_unborn
+from leanfleet.wire import Message
 
 _PATIENCE: Final = timedelta(minutes=30)
+_SLACK: Final = 4
+_SHORTEST: Final = 1024
 _BOOKS: Final = ("macs", "bytes_up", "bytes_down", "sent", "lost", "weight", "memory", "loss", "steps")
 
 
@@ -90,6 +93,8 @@ def _play(record: Run, job: GossipJob, watch: Watch, restored: Checkpoint | None
 def _opened(folder: Path) -> Iterator[Run]:
     """Open this rank's own record; one that did not come as far as that begins it now."""
     own = _own(folder)
+    if not (own / "experiment.toml").exists():
+        clear_unborn(own)
     text = Run.open(folder).experiment_file.read_text(encoding="utf-8")
     with Run.open(own) if own.exists() else Run.create(own.name, text, folder) as record:
         yield record
@@ -109,6 +114,8 @@ class Peer(Gossip):
         self._nodes = Nodes(job)
         self._books = dict.fromkeys(_BOOKS, 0.0)
         self._clock = time.monotonic()
+        # Whatever compressor, sums, or positions: none is longer.
+        self._most_bytes = _SLACK * (dense_bytes(job) + _SHORTEST)
 
     def iterate(self, pool: Any, iteration: int, ledger: Ledger, found: Found) -> None:
         """See `Gossip.iterate`."""
@@ -122,7 +129,7 @@ class Peer(Gossip):
             return
         receivers: dict[str, list[int]] = json.loads(str(stepped.scalars["receivers"]))
         outgoing = {j: stepped.tensors[name] for name, to in receivers.items() for j in to}
-        self._charge(stepped.tensors, receivers, not trains)
+        self._charge(stepped, receivers, not trains)
         arrived = self._exchange(iteration, outgoing)
         names = {f"{sender}/0": data for sender, data in arrived.items()}
         absorbed = self._nodes.absorb([self.rank], {str(self.rank): list(names)}, names)
@@ -190,15 +197,16 @@ class Peer(Gossip):
         self._nodes.node(self.rank).restore(named(tensors, "node/"))
         self._clock = time.monotonic()
 
-    def _charge(
-        self, messages: Mapping[str, Tensor], receivers: Mapping[str, Sequence[int]], final: bool
-    ) -> None:
-        for name, message in messages.items():
+    def _charge(self, stepped: Message, receivers: Mapping[str, Sequence[int]], final: bool) -> None:
+        signs = json.loads(str(stepped.scalars["signs"]))
+        for name, message in stepped.tensors.items():
             times = 1 if self.fleet.broadcast else len(receivers[name])
             self._books["bytes_up"] += times * len(message)
             self._books["sent"] += len(receivers[name])
-            self.totals["transmissions"] += times
-            self.totals["bytes_authors"] += len(receivers[name]) * self.method.authors_bytes(final)
+            # As in the simulation.
+            if name not in signs:
+                self.totals["transmissions"] += times
+                self.totals["bytes_authors"] += len(receivers[name]) * self.method.authors_bytes(final)
 
     def _exchange(self, iteration: int, outgoing: Mapping[int, Tensor]) -> dict[int, Tensor]:
         """Send to all out-neighbours and receive from all in-neighbours of an iteration."""
@@ -214,6 +222,9 @@ class Peer(Gossip):
         lengths = {j: torch.tensor([len(frame)]) for j, frame in frames.items()}
         coming = {j: torch.zeros(1, dtype=torch.int64) for j in senders}
         self._pass(lengths, coming)
+        for j, length in coming.items():
+            if not 0 <= int(length) <= self._most_bytes:
+                raise WorkerError(f"node {self.rank}: node {j} announces a message of {int(length)} bytes")
         arrived = {j: torch.empty(int(n), dtype=torch.uint8) for j, n in coming.items() if int(n)}
         self._pass({j: frame for j, frame in frames.items() if len(frame)}, arrived)
         self._books["bytes_down"] += sum(map(len, arrived.values()))

@@ -108,6 +108,13 @@ class Post:
         due = sorted(number for number in self._late if number <= exchange)
         return [letter for number in due for letter in self._late.pop(number)], lost
 
+    def drop(self, sender: int) -> None:
+        """Let what is still on its way from a sender never arrive."""
+        self._late = {
+            exchange: [letter for letter in letters if sender_of(letter.name) != sender]
+            for exchange, letters in self._late.items()
+        }
+
     def tensors(self) -> dict[str, Tensor]:
         """Return the messages that are on their way."""
         return {

@@ -15,6 +15,8 @@ QUANTUM: Final = 2.0**-20
 """Step of a counter of parameters; differences up to 2,048 can be told."""
 WEIGHT_QUANTUM: Final = 2.0**-40
 """Step of a counter of push-sum weights, which has 64 bits: a weight may become very small."""
+LEAST_WEIGHT: Final = 2.0**-6
+"""A node gives away nothing below: x in steps of 2^-20 would say little about z = x / w any more."""
 
 _HALF, _WHOLE = 2**31, 2**32
 _WEIGHT_HALF, _WEIGHT_WHOLE = 2**63, 2**64

@@ -24,12 +24,13 @@ class Guard:
     Args:
         number: The node's.
         start: The model at the start [d].
+        advice: What else to try than smaller steps.
     """
 
-    def __init__(self, number: int, start: Tensor) -> None:
-        self._number = number
+    def __init__(self, number: int, start: Tensor, advice: str = "") -> None:
+        self._number, self._advice = number, advice
         self._limit = _GROWTH * max(_size(start), _LEAST)
-        self._first = self._last = math.nan
+        self._losses: tuple[float, float] | None = None
 
     def heard(self, loss: float, step: int) -> None:
         """Take note of a loss.
@@ -39,8 +40,7 @@ class Guard:
         """
         if not math.isfinite(loss):
             raise self.error(step, f"its loss is {loss}")
-        self._first = loss if math.isnan(self._first) else self._first
-        self._last = loss
+        self._losses = (self._losses[0] if self._losses else loss), loss
 
     def check(self, x: Tensor, weight: float, step: int) -> None:
         """Check a model.
@@ -56,23 +56,25 @@ class Guard:
         if not 0 < weight < math.inf:
             raise self.error(step, f"its push-sum weight is {weight:g}")
         size = _size(x) / weight
-        if size <= self._limit or (self._last < self._first and math.isfinite(size)):
+        learns = self._losses is not None and self._losses[1] < self._losses[0]
+        if size <= self._limit or (learns and math.isfinite(size)):
             return
         raise self.error(step, f"its parameters have grown to {size:g} on average")
 
     def tensor(self) -> Tensor:
-        """Return the state."""
-        return torch.tensor([self._limit, self._first, self._last], dtype=torch.float64)
+        """Return the state; shorter before the first loss."""
+        return torch.tensor([self._limit, *(self._losses or ())], dtype=torch.float64)
 
     def restore(self, state: Tensor) -> None:
         """Go back to a state."""
-        self._limit, self._first, self._last = state.tolist()
+        self._limit, *losses = state.tolist()
+        self._losses = (losses[0], losses[1]) if losses else None
 
     def error(self, step: int, what: str) -> LeanfleetError:
         """Return the error that ends a run."""
         return LeanfleetError(
             f"node {self._number}, step {step}: training has diverged: {what}; lower [method] eta or [training] "
-            "lr, and on links that lose messages set [method] running_sums = true"
+            f"lr{self._advice}"
         )
 
 

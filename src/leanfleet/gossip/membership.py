@@ -75,7 +75,7 @@ def leave(
         leaver: Who leaves.
         senders: All that have sent to it.
         receivers: All that it has sent to; the first is its heir.
-        how: Whether the heir gets its mass, or nobody.
+        how: Whether the heir gets its mass, or nobody; nobody if all receivers have left before.
         carry: How messages travel.
     """
     senders, receivers = list(senders), list(receivers)
@@ -83,7 +83,7 @@ def leave(
     for other in (*senders, *receivers):
         if other.sums is not None:
             other.sums.forget(leaver.number)
-    if how == "withdraw":
+    if how == "withdraw" or not receivers:
         return -leaver.weight
     heir = receivers[0]
     will = carry(leaver.number, heir.number, Message({"x": leaver.x}, {"weight": leaver.weight}))
@@ -103,14 +103,19 @@ def _deliver(links: Iterable[tuple[Node, Node]], carry: Carry) -> None:
 def crash(dead: Node, others: Iterable[Node]) -> float:
     """Return the change of the total weight when a node is gone at once, and what was on its way from it with it.
 
-    What others have sent and it had not absorbed stays outstanding until they take it back, see `Node.take_back`.
+    What others have sent and do not know to have arrived they will take back, see `Node.take_back`, what it had
+    absorbed of that, too. So that much of its weight is not lost.
 
     Args:
         dead: Who crashed.
-        others: All others, who may still receive from it.
+        others: All others that have sent to it or that it has sent to.
     """
     lost = dead.weight
     for other in others:
-        if dead.sums is not None and other.sums is not None and other.number in dead.sums.out:
+        if dead.sums is None or other.sums is None:
+            continue
+        if other.number in dead.sums.out:
             lost += dead.sums.outstanding(other.number, other.sums, dead.number)[1]
+        if other.sums.asks and dead.number in other.sums.out:
+            lost -= other.sums.unconfirmed(dead.number, dead.sums, other.number)
     return -lost

@@ -240,8 +240,9 @@ class GossipMethod(ABC, Generic[O]):
         lossy = self.setting.lossy or self.setting.loss_rate > 0
         if lossy and self.running_sums() is None:
             found.append(
-                f"{self.name}: links lose messages, and what they hold is lost for good: averages drift, and training "
-                "may diverge; set [method] running_sums = true, which sgp, sparse-push and scsp have"
+                f"{self.name}: links lose or double messages, and what they hold is lost for good or counts twice: "
+                "averages drift, and training may diverge; set [method] running_sums = true, which sgp, sparse-push "
+                "and scsp have"
             )
         if rounds > _MANY_ROUNDS:
             found.append(
@@ -288,6 +289,18 @@ def check_links(method: GossipMethod[O], options: PushSumOptions) -> None:
             f"[method] {wanted}: on graph '{method.setting.graph.name}' node {link[0]} never hears of node {link[1]}, "
             'to which it sends; take a graph with links both ways, such as undirected-ring, or repair = "repeat"'
         )
+    if wanted and one_way_link(method.setting.graph, at_once=True):
+        if options.repair == "ack":
+            raise ExperimentError(
+                f"[method] repair = \"ack\": on graph '{method.setting.graph.name}' answers come steps later, and all "
+                'would be sent again; take a graph whose links go both ways at every step, or repair = "repeat"'
+            )
+        around = method.graph.period
+        if options.lease is not None and options.lease <= around:
+            raise ExperimentError(
+                f"[method] lease = {options.lease}: on graph '{method.setting.graph.name}' an answer may take {around} "
+                "exchanges; set it above that, or take a graph whose links go both ways at every step"
+            )
     if method.setting.departures and not method.setting.announced and options.lease is None:
         raise ExperimentError(
             '[fleet] farewell = "crash": nobody would notice; set [method] lease, after how many messages without an '

@@ -10,15 +10,18 @@ import torch
 from torch import Tensor
 
 from leanfleet.errors import LeanfleetError, WireError
+from leanfleet.gossip.counters import LEAST_WEIGHT
 from leanfleet.gossip.descent import WEIGHT_FLOOR, Training
 from leanfleet.gossip.guard import Guard
 from leanfleet.gossip.layout import Part
 from leanfleet.gossip.messages import Draw, Plain, Sums, packed, read_plain, read_sums, scalars
 from leanfleet.gossip.norms import refresh
 from leanfleet.gossip.rules import Rule, Whole, load
-from leanfleet.gossip.sums import Pushed, RunningSums
+from leanfleet.gossip.sums import Pushed, RunningSums, same
 from leanfleet.randomness import numpy_generator
 from leanfleet.wire import Message, Payload, RandomK, Scalar
+
+_ADVICE = ", and on links that lose messages set [method] running_sums = true"
 
 
 class Node:
@@ -58,7 +61,7 @@ class Node:
         # Positions that are drawn need not travel; messages of before the final phase may come in it.
         self._draws = rule.compressor if isinstance(rule.compressor, RandomK) else None
         self._momentum = self.layout.zeros()
-        self._guard = Guard(number, self.z())
+        self._guard = Guard(number, self.z(), _ADVICE if sums is None else "")
         self._merging = False
         # The last local step, until it is mixed: learning rate and direction; whether it waits; x before mixing.
         self._local: tuple[float, Tensor] | None = None
@@ -135,6 +138,20 @@ class Node:
             messages = self._running(self.sums, offer.basis, shares)
         self.exchanges += 1
         return messages
+
+    def signs(self, column: Mapping[int, float]) -> dict[int, Message]:
+        """Return messages that hold nothing, for receivers that `outbox` has left out because their lease has run out.
+
+        A neighbour that was out of reach for a time hears from them that this node is there, and sends to it again.
+
+        Args:
+            column: As for `outbox`.
+        """
+        sums = self.sums
+        if sums is None:
+            return {}
+        expired = [j for j in sorted(column) if j != self.number and sums.expired(j)]
+        return {j: self._sums_message(sums, j, sums.sign(j), drawn=False) for j in expired}
 
     def absorb(self, messages: Iterable[tuple[int, Message]]) -> None:
         """Take what has arrived, and end the step; to be called when nothing has arrived, too.
@@ -248,10 +265,12 @@ class Node:
         return 1.0 if self.sums is None else min(1.0, self.weight / WEIGHT_FLOOR)
 
     def _shares(self, column: Mapping[int, float]) -> dict[int, float]:
-        """Return eta p_ij of every receiver; those whose lease has run out get nothing, and all others more."""
+        """Return eta p_ij of every receiver; those whose lease has run out are not there, and all others get more."""
         there = {j: p for j, p in sorted(column.items()) if j == self.number or not self._expired(j)}
         total = math.fsum(there.values()) if len(there) < len(column) else 1.0
-        return {j: self.rule.eta * p / total for j, p in there.items() if j != self.number}
+        # Who hears nothing for long would otherwise give away all it has. What was sent before can still be repeated.
+        eta = 0.0 if self.sums is not None and self.weight < LEAST_WEIGHT else self.rule.eta
+        return {j: eta * p / total for j, p in there.items() if j != self.number}
 
     def _expired(self, receiver: int) -> bool:
         if self.sums is None or not self.sums.expired(receiver):
@@ -271,7 +290,9 @@ class Node:
         return {j: messages[share] for j, share in shares.items()}
 
     def _running(self, sums: RunningSums, basis: Part, shares: Mapping[int, float]) -> dict[int, Message]:
-        messages, weight = {}, self.weight
+        messages: dict[int, Message] = {}
+        made: list[tuple[Pushed, Message]] = []
+        weight = self.weight
         for j, share in shares.items():
             try:
                 taken, taken_weight, pushed = sums.push(j, basis, share, weight, self.exchanges)
@@ -280,8 +301,11 @@ class Node:
             taken.add_to_(self.x, -1)
             self.weight -= taken_weight
             # Not where what others may have missed is sent again.
-            drawn = self._draws is not None and _same(pushed.positions, basis.positions)
-            messages[j] = self._sums_message(sums, j, pushed, drawn)
+            drawn = self._draws is not None and same(pushed.positions, basis.positions)
+            # What has always been the same for several receivers is the same now: a broadcast.
+            found = None if sums.asks else next((m for one, m in made if one.equals(pushed)), None)
+            messages[j] = found or self._sums_message(sums, j, pushed, drawn)
+            made.append((pushed, messages[j]))
         return messages
 
     def _sums_message(self, sums: RunningSums, receiver: int, pushed: Pushed, drawn: bool) -> Message:
@@ -289,7 +313,7 @@ class Node:
         told: dict[str, Scalar] = {
             "step": pushed.sequence,
             "weight": pushed.weight,
-            "seen": sums.seen(receiver),
+            "seen": sums.seen(receiver) if sums.asks else -1,
             **self._told(drawn),
         }
         return Message({"packed": packed(payloads, drawn)}, told)
@@ -316,7 +340,7 @@ class Node:
 
     def _pull(self, sender: int, one: Sums) -> None:
         sums = self._sums()
-        part, weight = sums.pull(sender, one.pushed)
+        part, weight = sums.pull(sender, one.pushed, self.weight)
         part.add_to_(self.x)
         self.weight += weight
         sums.heard(sender, one.seen)
@@ -353,10 +377,6 @@ def memory_ratio(state: Mapping[str, Tensor]) -> float:
     """Return the length of the error memory of a node's state as a multiple of that of x; 0 without one."""
     memory = state.get("rule/memory")
     return 0.0 if memory is None else float(memory.norm() / state["x"].norm())
-
-
-def _same(one: Tensor | None, other: Tensor | None) -> bool:
-    return one is not None and other is not None and torch.equal(one, other)
 
 
 def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from leanfleet.errors import ExperimentError
 from leanfleet.fleet import Graph, check_connected
 
 
-def one_way_link(graph: Graph) -> tuple[int, int] | None:
-    """Return a link (from, to) that has no way back at any step, or None."""
-    links = set(_links(graph))
-    return min((link for link in links if link[::-1] not in links), default=None)
+def one_way_link(graph: Graph, at_once: bool = False) -> tuple[int, int] | None:
+    """Return a link (from, to) that has no way back at any step, or at once: in the same step; or None."""
+    sets = [set(_links([phase])) for phase in graph.phases] if at_once else [set(_links(graph.phases))]
+    return min((link for links in sets for link in links if link[::-1] not in links), default=None)
 
 
 def neighbours(graph: Graph, node: int) -> tuple[list[int], list[int]]:
     """Return who sends to a node at any step, and to whom it sends, rising."""
-    links = set(_links(graph))
+    links = set(_links(graph.phases))
     return sorted(a for a, b in links if b == node), sorted(b for a, b in links if a == node)
 
 
@@ -50,5 +50,5 @@ def without(graph: Graph, gone: Collection[int]) -> Graph:
     return rest
 
 
-def _links(graph: Graph) -> Iterator[tuple[int, int]]:
-    return ((a, b) for phase in graph.phases for a, receivers in enumerate(phase) for b in receivers)
+def _links(phases: Iterable[Sequence[Sequence[int]]]) -> Iterator[tuple[int, int]]:
+    return ((a, b) for phase in phases for a, receivers in enumerate(phase) for b in receivers)

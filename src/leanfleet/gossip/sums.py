@@ -6,7 +6,8 @@ comes with the next one: the weight at once, a coordinate when it is next sent. 
 
     sum over nodes of x + sum over links of (S - A)        is unchanged by mixing, and likewise with w: n.
 
-Costs a vector for each out-neighbour (two with acknowledgements) and one for each in-neighbour.
+Costs a vector for each out-neighbour and one for each in-neighbour. With acknowledgements or a lease a second one for
+each out-neighbour, and what the messages held that may still be answered.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from leanfleet.errors import LeanfleetError
 from leanfleet.gossip.counters import (
+    LEAST_WEIGHT,
     QUANTUM,
     WEIGHT_QUANTUM,
     increments,
@@ -51,6 +53,11 @@ class Pushed(NamedTuple):
     positions: Tensor | None
     values: Tensor
     weight: int
+
+    def equals(self, other: Pushed) -> bool:
+        """Return whether another message of the same node holds the same."""
+        places = (self.positions is None and other.positions is None) or same(self.positions, other.positions)
+        return self.weight == other.weight and places and torch.equal(self.values, other.values)
 
 
 @dataclass
@@ -122,13 +129,16 @@ class RunningSums:
         layout: Of the vector.
         repair: What messages repeat.
         lease: How many messages a sender sends without hearing anything of the receiver, before it takes back what
-            is not known to have arrived and sends no more until it hears again; None trusts for ever. Needs a
+            is not known to have arrived and gives it no more until it hears again; None trusts for ever. Needs a
             way back, however slow.
+
+    Attributes:
+        asks: Whether receivers are to say what they have seen.
     """
 
     def __init__(self, layout: Layout, repair: Repair = "none", lease: int | None = None) -> None:
         self.layout, self.repair, self.lease = layout, repair, lease
-        self._asks = repair == "ack" or lease is not None
+        self.asks = repair == "ack" or lease is not None
         self.out: dict[int, Outgoing] = {}
         self.into: dict[int, Incoming] = {}
         self.gone: set[int] = set()
@@ -163,7 +173,7 @@ class RunningSums:
             link.total[given.positions] = wrapped(link.total[given.positions].long() + steps)
         weight_steps = weight_increment(share * weight)
         link.weight = weight_wrapped(link.weight + weight_steps)
-        taken = Part(given.positions, (steps * QUANTUM).to(given.values.dtype))
+        taken = Part(given.positions, (steps.double() * QUANTUM).to(given.values.dtype))
         return taken, weight_steps * WEIGHT_QUANTUM, self._pushed(link, given.positions, sequence)
 
     def flush(self, receiver: int, sequence: int) -> Pushed:
@@ -171,21 +181,41 @@ class RunningSums:
         link = self._out(receiver)
         return Pushed(sequence, None, link.total.clone(), link.weight)
 
-    def pull(self, sender: int, arrived: Pushed) -> tuple[Part, float]:
-        """Absorb sums; return what they add to vector and weight: nothing if they are old."""
+    def sign(self, receiver: int) -> Pushed:
+        """Return a message that adds nothing, for a link whose lease has run out: only what is sent can be heard.
+
+        It has the number of the first message, and the sums that the receiver is known to have.
+        """
+        link = self._out(receiver)
+        nowhere = torch.empty(0, dtype=torch.int64, device=self.layout.device)
+        return Pushed(0, nowhere, link.total[nowhere], link.weight)
+
+    def pull(self, sender: int, arrived: Pushed, weight: float) -> tuple[Part, float]:
+        """Absorb sums; return what they add to vector and weight: nothing if they are old.
+
+        Sums from which much was taken back that had arrived after all may take more than there is: they then count
+        as lost, until the sender has given enough again.
+
+        Args:
+            sender: Who sent them.
+            arrived: The sums.
+            weight: The node's push-sum weight.
+        """
         if sender not in self.into:
             self.into[sender] = Incoming(self.layout.zeros(torch.int32))
         link = self.into[sender]
-        if sender in self.gone or arrived.sequence <= link.sequence:
+        weight_steps = weight_wrapped(arrived.weight - link.weight)
+        added = weight_steps * WEIGHT_QUANTUM
+        takes_all = added < 0 and weight + added < LEAST_WEIGHT
+        if sender in self.gone or arrived.sequence <= link.sequence or takes_all:
             none = torch.empty(0, dtype=torch.int64, device=self.layout.device)
             return Part(none, none.to(self.layout.dtype)), 0.0
         here = slice(None) if arrived.positions is None else arrived.positions
         steps = wrapped(arrived.values.long() - link.absorbed[here].long())
         link.absorbed[here] = arrived.values
-        weight_steps = weight_wrapped(arrived.weight - link.weight)
         link.weight, link.sequence = arrived.weight, arrived.sequence
         values = (steps.double() * QUANTUM).to(self.layout.dtype)
-        return Part(arrived.positions, values), weight_steps * WEIGHT_QUANTUM
+        return Part(arrived.positions, values), added
 
     def seen(self, sender: int) -> int:
         """Return the sequence of the last message of a sender; -1 before the first."""
@@ -237,6 +267,12 @@ class RunningSums:
         steps = wrapped(sent.total.long() - into.absorbed.long())
         return steps.double() * QUANTUM, weight_wrapped(sent.weight - into.weight) * WEIGHT_QUANTUM
 
+    def unconfirmed(self, receiver: int, other: RunningSums, sender: int) -> float:
+        """Return the weight that a receiver has absorbed and is not known to have, given the receiver's own links."""
+        into = other.into.get(sender)
+        absorbed = into.weight if into else 0
+        return weight_wrapped(absorbed - self._out(receiver).known_weight) * WEIGHT_QUANTUM
+
     def tensors(self) -> dict[str, Tensor]:
         """Return the state of all links."""
         state = {"gone": torch.tensor(sorted(self.gone), dtype=torch.int64)}
@@ -282,7 +318,7 @@ class RunningSums:
 
     def _out(self, receiver: int) -> Outgoing:
         if receiver not in self.out:
-            known = self.layout.zeros(torch.int32) if self._asks else None
+            known = self.layout.zeros(torch.int32) if self.asks else None
             self.out[receiver] = Outgoing(self.layout.zeros(torch.int32), known)
         return self.out[receiver]
 
@@ -291,14 +327,23 @@ class RunningSums:
         now = positions
         if positions is not None and self.repair == "repeat" and link.last is not None:
             positions = torch.unique(torch.cat([positions, link.last]))
-        if positions is not None and self.repair == "ack":
-            positions = torch.unique(torch.cat([positions, link.overdue(sequence)]))
+        if self.repair == "ack":
+            if positions is None:
+                # All is sent again, so nobody asks for what was lost before.
+                link.give_up(sequence - _ROUND_TRIP)
+            else:
+                positions = torch.unique(torch.cat([positions, link.overdue(sequence)]))
         link.last = now if self.repair == "repeat" else None
         values = link.total.clone() if positions is None else link.total[positions]
         pushed = Pushed(sequence, positions, values, link.weight)
-        if self._asks:
+        if self.asks:
             link.unknown[sequence] = pushed
         return pushed
+
+
+def same(one: Tensor | None, other: Tensor | None) -> bool:
+    """Return whether there are two tensors, and equal ones."""
+    return one is not None and other is not None and torch.equal(one, other)
 
 
 def _tensors(pushed: Pushed) -> dict[str, Tensor]:

@@ -185,7 +185,7 @@ def checked_tensor(name: str, dtype: torch.dtype, shape: tuple[int, ...], data: 
     if not len(data):
         try:
             return torch.empty(shape, dtype=dtype)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError) as error:
             raise WireError(f"tensor '{name}': impossible shape {shape}") from error
     raw = torch.frombuffer(data, dtype=torch.uint8)
     if dtype == torch.bool and int(raw.max()) > 1:
