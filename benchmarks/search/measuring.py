@@ -14,18 +14,20 @@ from variants import UNIFORM
 
 from leanfleet.data import DataSet
 from leanfleet.errors import RecordError
-from leanfleet.randomness import numpy_generator
+from leanfleet.randomness import key, numpy_generator
 from leanfleet.search import OPTIMISER, Progress, Protocol, search
 from leanfleet.search.objectives import equidistant
-from leanfleet.search.pretrain import pretrain
+from leanfleet.search.pretrain import pretrain, start_goal
 from leanfleet.search.proxy import proxy
 from leanfleet.search.strategies import HIGHEST, Ask, Space, Strategy
 from leanfleet.search.trials import Bench, Pool, Task, Values
 from leanfleet.storage import load_tensors, save_tensors, write_json
 from leanfleet.workers import one_thread
 
-# Searches count theirs from 0, 1,000 and 1,000,000.
+# Searches count theirs from 0, 1,000 and 1,000,000,000.
 _FIRST_SEED = 2_000_000
+# Short trainings between two looks at the disk.
+_CHUNK = 64
 
 Watch = Callable[[str, float], None]
 """Is told what is going on, and the share of it that is done."""
@@ -86,8 +88,12 @@ class Judge:
         self._task = Task(recipe.network, None, images, OPTIMISER, paper.batch_size, paper.steps, seed)
         self._bench = Bench(self._task)
         self.plan = self._bench.plan
-        self._accuracy, self._fresh, self._workers = paper.start_accuracy, recipe.fresh, workers
-        self._start, self._file = folder / f"start-s{seed}.safetensors", folder / f"judged-s{seed}.json"
+        self._goal = start_goal(paper.start_accuracy, len(data.classes))
+        self._fresh, self._workers = recipe.fresh, workers
+        # Judgements of another scale or with more seeds are others.
+        mark = key(recipe.network, data.name, recipe.fresh, repr(paper)) % 16**8
+        self._start = folder / f"start-s{seed}-{mark:08x}.safetensors"
+        self._file = folder / f"judged-s{seed}-{mark:08x}.json"
         told = json.loads(self._file.read_text(encoding="utf-8")) if self._file.is_file() else {}
         self._known: dict[str, list[list[float]]] = told
 
@@ -96,27 +102,29 @@ class Judge:
         keys = [vector.astype(np.float32).tobytes().hex() for vector in rates]
         new = {key: vector for key, vector in zip(keys, rates, strict=True) if key not in self._known}
         if new:
-            found = self._train(np.stack(list(new.values())), watch)
-            self._known |= dict(zip(new, found.tolist(), strict=True))
-            write_json(self._file, self._known)
+            self._train(new, watch)
         return np.array([self._known[key] for key in keys])
 
-    def _train(self, rates: Values, watch: Callable[[float], None]) -> Values:
-        done, total = 0, len(rates) * self._fresh
+    def _train(self, new: dict[str, Values], watch: Callable[[float], None]) -> None:
+        done, total = 0, len(new) * self._fresh
 
         def tick() -> None:
             nonlocal done
             done += 1
             watch(done / total)
 
-        each = np.repeat(rates, self._fresh, axis=0)
-        seeds = np.tile(np.arange(self._fresh, dtype=np.int64) + _FIRST_SEED, len(rates))
         start = self._begin()
         pool = Pool(self._task, self._workers)
         try:
             pool.begin(start)
-            costs = np.array([self.plan.macs(vector) for vector in each])
-            return pool.gains(each, seeds, costs, tick).reshape(len(rates), self._fresh, 2)
+            names, size = list(new), max(1, _CHUNK // self._fresh)
+            for part in (names[at : at + size] for at in range(0, len(names), size)):
+                each = np.repeat(np.stack([new[name] for name in part]), self._fresh, axis=0)
+                seeds = np.tile(np.arange(self._fresh, dtype=np.int64) + _FIRST_SEED, len(part))
+                costs = np.array([self.plan.macs(vector) for vector in each])
+                gains = pool.gains(each, seeds, costs, tick).reshape(len(part), self._fresh, 2)
+                self._known |= dict(zip(part, gains.tolist(), strict=True))
+                write_json(self._file, self._known)
         finally:
             pool.close()
 
@@ -124,10 +132,8 @@ class Judge:
         """Return where every short training starts: where the paper's protocol does."""
         if not self._start.is_file():
             with one_thread():
-                params, accuracy = pretrain(
-                    self._bench, self._accuracy, float("inf"), lambda done, most, share: None
-                )
-            save_tensors(self._start, params, {"accuracy": repr(accuracy)})
+                start = pretrain(self._bench, self._goal, float("inf"), lambda done, most, share: None)
+            save_tensors(self._start, start.params, {"accuracy": repr(start.accuracy)})
         return load_tensors(self._start)[0]
 
     def rows(self, front: Values, points: int) -> Values:

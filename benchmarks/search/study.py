@@ -109,11 +109,17 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, default=HERE.parent.parent / "docs/results/search", help="folder of the pages"
     )
-    parser.add_argument("--jobs", type=int, default=default_workers(), help="worker processes; one a core")
+    parser.add_argument("--jobs", type=_count, default=default_workers(), help="worker processes; one a core")
     parser.add_argument("--scale", type=float, help="of the paper's protocol, instead of the recipe's")
     parser.add_argument("--only", metavar="STRATEGY", nargs="+", default=[], help="these now; the page grows")
     parser.add_argument("--report-only", action="store_true", help="run nothing, write the page anew")
     return parser.parse_args(arguments)
+
+
+def _count(text: str) -> int:
+    if (found := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{found}: should be at least 1")
+    return found
 
 
 def _recipe(name: str) -> Path:

@@ -46,7 +46,7 @@ class Trainer:
     def close(self):
         pass
 
-    def gains(self, rates, seeds, costs, tick, seconds=float("inf")):
+    def gains(self, rates, seeds, costs, tick, seconds=float("inf"), expected=0.0):
         found = np.full((len(rates), 2), np.nan)
         for number, (vector, seed) in enumerate(zip(rates, seeds, strict=True)):
             if (number + 1) * self.seconds > seconds:

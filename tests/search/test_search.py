@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import pytest
 
+from leanfleet.engines.job import federated_job
 from leanfleet.errors import LutError
-from leanfleet.federated.distreal import Distreal, DistrealOptions
+from leanfleet.experiment import loads
+from leanfleet.federated import Distreal
 from leanfleet.search import FAST, PAPER, Progress, search
+from leanfleet.search import run as run_module
+from leanfleet.search.pretrain import start_goal
 from leanfleet.subnet.lut import Lut
 
 TINY = replace(
@@ -23,6 +28,31 @@ TINY = replace(
 )
 TINY_PAPER = replace(PAPER, population=8, generations=2, seeds=1, anchors=2, fresh=2, batch_size=16, steps=4)
 NET = "digits-cnn-small"
+DISTREAL = """
+[experiment]
+name = "with-table"
+[network]
+name = "digits-cnn-small"
+[data]
+source = "digits"
+[fleet]
+devices = 2
+per_round = 2
+round_seconds = 1
+[method]
+name = "distreal"
+lut = "{lut}"
+"""
+MINE = """
+from torch import nn
+
+def net():
+    return nn.Sequential(
+        nn.Conv2d(1, {channels}, 3, padding=1), nn.BatchNorm2d({channels}), nn.ReLU(),
+        nn.Conv2d({channels}, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10),
+    )
+"""
 
 
 class StoppedByTestError(Exception):
@@ -58,8 +88,9 @@ def test_a_search_writes_a_table_that_distreal_takes(tmp_path, protocol):
     phases = [p.phase for p in seen]
     assert list(dict.fromkeys(phases)) == ["start", "anchors", "search", "front"]
     assert seen[-1].hypervolume is not None
-    assert DistrealOptions(lut=out).lut == out
-    assert Distreal.name == "distreal"
+    method = federated_job(loads(DISTREAL.format(lut=out))).method
+    assert isinstance(method, Distreal)
+    assert method.lut.rows == loaded.rows
 
 
 @pytest.mark.parametrize("phase", ["start", "anchors", "search", "front"])
@@ -74,15 +105,63 @@ def test_an_interrupted_search_goes_on_to_the_same_table(tmp_path, phase):
     with pytest.raises(StoppedByTestError):
         search(NET, "digits", out, protocol=protocol, watch=stop)
     assert not out.exists()
-    if phase == "start":
-        # Nothing is done yet: there is nothing to go on with.
-        return
     with pytest.raises(LutError, match="--resume"):
         search(NET, "digits", out, protocol=protocol)
     with pytest.raises(LutError, match="seed = 0, not 1"):
         search(NET, "digits", out, protocol=protocol, seed=1, resume=True)
     again = search(NET, "digits", out, protocol=protocol, resume=True)
     assert again.rows == whole.rows
+
+
+def test_a_search_does_not_go_on_with_another_network_of_the_same_name(tmp_path, monkeypatch):
+    def stop(progress):
+        if progress.phase == "search":
+            raise StoppedByTestError
+
+    out = tmp_path / "cut.lut"
+    monkeypatch.syspath_prepend(tmp_path)
+    for channels in (8, 12):
+        (tmp_path / "mine.py").write_text(MINE.format(channels=channels))
+        sys.modules.pop("mine", None)
+        expected = (
+            pytest.raises(StoppedByTestError)
+            if channels == 8
+            else pytest.raises(LutError, match="begun with another network or other images")
+        )
+        with expected:
+            search("mine:net", "digits", out, protocol=TINY, watch=stop, resume=channels == 12)
+
+
+def test_where_there_is_nothing_to_search_for_nothing_is_left_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr("leanfleet.search.trials.Bench.gain", lambda self, rates, seed: (0.5, 0.5))
+    with pytest.raises(LutError, match="the uniform table is as good"):
+        search(NET, "digits", tmp_path / "net.lut", protocol=TINY)
+    assert not list(tmp_path.iterdir())
+
+
+def test_steps_are_timed_before_there_are_workers(tmp_path, monkeypatch):
+    happened = []
+    pool, profile = run_module.Pool, run_module.StepTime.profile
+    monkeypatch.setattr(run_module, "Pool", lambda *given: happened.append("pool") or pool(*given))
+    monkeypatch.setattr(
+        run_module.StepTime, "profile", lambda *given: happened.append("profile") or profile(*given)
+    )
+    monkeypatch.setattr(
+        "leanfleet.profiling.step_time._time",
+        lambda local, batch, kept, end: 1e-3 + 1e-9 * local.step.plan.macs_of(kept),
+    )
+    search(NET, "digits", tmp_path / "net.lut", protocol=TINY, cost="seconds")
+    assert happened == ["profile", "pool"]
+
+
+def test_a_small_network_does_not_learn_too_much_before_it_starts(tmp_path):
+    found = search("digits-cnn", "digits", tmp_path / "net.lut", protocol=replace(TINY, held_out=300))
+    assert 0.45 <= found.about["start_accuracy"] <= 0.6
+
+
+@pytest.mark.parametrize(("classes", "goal"), [(10, 0.45), (2, 0.694), (62, 0.399)])
+def test_the_start_lies_between_guessing_and_all_right(classes, goal):
+    assert start_goal(0.45, classes) == pytest.approx(goal, abs=1e-3)
 
 
 @pytest.mark.parametrize("phase", ["search", "front"])

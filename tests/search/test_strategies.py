@@ -230,6 +230,18 @@ def test_integer_genes_stay_on_the_grid(strategy):
     assert len(np.unique(rates, axis=0)) > 8
 
 
+def test_a_grid_of_few_vectors_ends_the_search():
+    """NSGA-II finds nothing new when all have been tried."""
+    few = replace(GRID, groups=2, grid=GRID.grid[:2], cost=lambda rates: 1 - rates.mean(axis=1))
+    strategy = replace(PAPER, population=16, generations=20).make(few, 0)
+    asked = 0
+    while (question := strategy.ask(math.inf)) is not None:
+        strategy.tell(question.rates.sum(axis=1))
+        asked += 1
+    assert 0 < asked < 20
+    assert len(strategy.front()) >= 2
+
+
 def test_grid_rates_keep_the_counts_of_the_grid():
     plan = SubnetPlan.trace(build("digits-cnn"), torch.zeros(2, 1, 8, 8), ("hidden",))
     for group, rates in zip(plan.groups, grid_rates(plan.groups), strict=True):

@@ -30,7 +30,7 @@ class Pool:
     def __init__(self):
         self.workers, self.seconds_training, self.asked = 2, 0.0, []
 
-    def gains(self, rates, seeds, costs, tick, seconds=float("inf")):
+    def gains(self, rates, seeds, costs, tick, seconds=float("inf"), expected=0.0):
         self.asked.append((rates, seeds))
         for _ in rates:
             tick()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 
 from leanfleet.data import Batches, load
 from leanfleet.federated import Optimiser
+from leanfleet.federated.step import Local
 from leanfleet.nets import build
 from leanfleet.randomness import torch_generator
 from leanfleet.search.proxy import proxy
@@ -131,3 +134,49 @@ def test_how_much_every_layer_matters(task):
         assert [len(kept[g.name]) < g.channels for g in bench.plan.groups] == [False, True, False]
         rises.append(bench.measure(params, kept)[1] - before)
     assert found[1] == pytest.approx(max(0.0, sum(rises) / 2))
+
+
+def dropping():
+    """A network that draws from torch's own stream."""
+    net = torch.nn
+    return net.Sequential(
+        net.Conv2d(1, 8, 3, padding=1), net.ReLU(), net.Dropout(0.5), net.Flatten(), net.Linear(512, 10)
+    )
+
+
+def test_networks_with_dropout_of_their_own_are_repeatable_too():
+    data = proxy(load("digits"), 200, seed=0)
+    task = Task(f"{__name__}:dropping", None, data, Optimiser(0.1), batch_size=16, steps=4)
+    bench = Bench(task)
+    before = torch.get_rng_state()
+    one = bench.train(bench.params, (0.0,), 4, seed=1)
+    assert torch.equal(torch.get_rng_state(), before), "the user's own stream is left alone"
+    torch.rand(3)
+    two = bench.train(bench.params, (0.0,), 4, seed=1)
+    assert all(torch.equal(p, two[name]) for name, p in one.items())
+
+
+def test_no_short_training_begins_that_is_expected_to_take_too_long(task):
+    pool = Pool(task, 1)
+    try:
+        pool.begin(Bench(task).params)
+        given = np.zeros((2, 3)), np.arange(2), np.ones(2), lambda: None
+        assert not measured(pool.gains(*given, seconds=5.0, expected=10.0)).any()
+        assert measured(pool.gains(*given, seconds=1000.0, expected=10.0)).all()
+    finally:
+        pool.close()
+
+
+def test_as_many_steps_as_asked_for_on_few_images():
+    data = load("digits")
+    few = replace(data, train=data.train.select(torch.arange(71)))
+    task = Task("digits-cnn-small", None, few, Optimiser(0.1), batch_size=64, steps=6)
+    bench = Bench(task)
+    done = []
+    descend = Local.descend
+    Local.descend = lambda self, *given: done.append(1) or descend(self, *given)  # type: ignore[method-assign]
+    try:
+        bench.train(bench.params, (0.0, 0.0, 0.0), 6, seed=0)
+    finally:
+        Local.descend = descend  # type: ignore[method-assign]
+    assert len(done) == 6

@@ -94,8 +94,10 @@ def search(
     # Not after hours of searching. The plot of a table net.lut is net.png.
     if out.is_dir() or out.suffix == ".png":
         raise UserError(f"-o {out}: should be a file such as net.lut")
-    if out.exists():
-        raise UserError(f"-o {out}: is there already; take another name, or remove it first")
+    picture = out.with_suffix(".png")
+    for path in (out, picture):
+        if path.exists():
+            raise UserError(f"-o {out}: {path} is there already; take another name, or remove it first")
     with SearchDisplay(out, PROTOCOLS[protocol].measure) as display:
         lut = run_search(
             network,
@@ -107,12 +109,17 @@ def search(
             optimiser=replace(OPTIMISER, lr=lr),
             seed=seed,
             workers=workers or default_workers(),
-            budget_seconds=None if seconds is None else seconds - (time.monotonic() - begun),
+            budget_seconds=seconds,
+            begun=begun,
             resume=resume,
             watch=display,
         )
-    plot = draw_front(lut, out.with_suffix(".png")) if can_draw() else None
+    plot = picture if can_draw() else None
     _show(out, lut, as_json, plot)
+    if plot is None:
+        print("note: no plot; it needs matplotlib: pip install 'leanfleet[plots]'", file=sys.stderr)
+    else:
+        draw_front(lut, plot)
 
 
 def lut(
@@ -234,6 +241,8 @@ def _known(about: Mapping[str, Any]) -> list[tuple[str, Any]]:
     found += [(name, about[name]) for name in ("training_samples", "seconds") if name in about]
     if "share_outside_training" in about:
         found.append(("outside training", f"{100 * about['share_outside_training']:.1f} %"))
+    if about.get("fresh_seeds") and not about.get("judged", True):
+        found.append(("judged", "no: with new seeds half of the network learns as much as all of it"))
     if about.get("interpolated"):
         found.append(("interpolated rows", len(about["interpolated"])))
     if about.get("cut_short"):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from leanfleet.search.objectives import equidistant, hypervolume, nondominated
+from leanfleet.search.objectives import REFERENCE, equidistant
 from leanfleet.search.strategies import HIGHEST, Space
 from leanfleet.search.trials import Values
 from leanfleet.subnet import SubnetPlan
@@ -121,8 +122,9 @@ def table(
 ) -> tuple[list[Row], dict[str, Any]]:
     """Return a table's rows and what is to be known about them.
 
-    Only the fresh gains are believed. A row that is beaten by less than two standard errors is kept: a gap in the
-    table costs more. Where time was short, mixes that nobody has measured fill the gaps.
+    Only the fresh gains are believed. A row is left out if a cheaper one loses less by more than two standard errors
+    of their difference over the same seeds; one that may be as good is kept: a gap in the table costs more. Where time
+    was short, mixes that nobody has measured fill the gaps.
 
     Args:
         plan: The network.
@@ -133,10 +135,10 @@ def table(
         population: Rows at most.
         timed: Whether costs are seconds.
     """
-    f1 = space.f1(given.rates)
-    both = [_lost(gains[:, :, number]) for number in range(len(MEASURES))]
-    mean, error = both[measure] or (np.full(len(f1), np.nan), np.full(len(f1), np.nan))
-    kept = _kept(f1, mean, error, population)
+    f1, lost = space.f1(given.rates), _lost(gains[:, :, measure])
+    unknown = np.full(len(f1), np.nan)
+    mean, error = (unknown, unknown) if lost is None else (lost.mean(axis=1), _error(lost))
+    kept = _kept(f1, lost, population)
     more = mixes(space, given.rates[kept], population - max(len(kept), len(f1) - given.line))
     known = {
         "rates": np.concatenate([given.rates[kept], more]).astype(np.float32).astype(np.float64),
@@ -155,44 +157,75 @@ def table(
     ]  # fmt: skip
     line = np.array([1, *range(2, 2 + given.line), 0])
     about = {
-        "hypervolume": _volumes(f1[kept], f1, both, kept),
-        # At as many costs as the front has: fewer points alone would dominate less.
-        "hypervolume_uniform": _volumes(np.linspace(0, 1, len(kept)), f1, both, line),
+        "hypervolume": _volumes(f1, gains, measure, lambda lost: _kept(f1, lost, population)),
+        "hypervolume_uniform": _volumes(f1, gains, measure, lambda lost: line),
         "uniform": _points(f1, mean, error, line),
         "front": _points(f1, mean, error, kept),
         "fresh_seeds": gains.shape[1],
+        # Half of everything dropped then learned as much as nothing dropped: chance, or there is nothing to find.
+        "judged": lost is not None,
         "interpolated": [place for place, i in enumerate(order.tolist()) if known["mixed"][i]],
     }
     return rows, about
 
 
-def _lost(gain: Values) -> tuple[Values, Values] | None:
-    """Return the second objective and its standard error, [n] each; None where both extremes gain alike."""
+def _lost(gain: Values) -> Values | None:
+    """Return the second objective [n, seeds]; None where both extremes gain alike, or nothing was measured."""
     full, half = 0, 1
     if gain.shape[1] == 0 or not gain[full].mean() > gain[half].mean():
         return None
-    f2 = (gain[full] - gain) / (gain[full].mean() - gain[half].mean())
-    error = f2.std(axis=1, ddof=1) / np.sqrt(f2.shape[1]) if f2.shape[1] > 1 else np.full(len(f2), np.nan)
-    return f2.mean(axis=1), error
+    lost: Values = (gain[full] - gain) / (gain[full].mean() - gain[half].mean())
+    return lost
 
 
-def _kept(f1: Values, mean: Values, error: Values, population: int) -> npt.NDArray[np.int64]:
+def _error(each: Values) -> Values:
+    """Return the standard error of means over the last axis, NaN of a single one."""
+    count = each.shape[-1]
+    if count < 2:
+        return np.full(each.shape[:-1], np.nan)
+    found: Values = each.std(axis=-1, ddof=1) / np.sqrt(count)
+    return found
+
+
+def _kept(f1: Values, lost: Values | None, population: int) -> npt.NDArray[np.int64]:
     """Return the rows of a table, at most `population`; without measurements all of them."""
-    keep = np.isnan(mean) | nondominated(f1, mean, 2 * np.nan_to_num(error))
+    keep = np.ones(len(f1), dtype=bool)
+    if lost is not None:
+        more = lost[:, None] - lost[None, :]
+        worse, doubt = more.mean(axis=2), 2 * np.nan_to_num(_error(more))
+        dearer = f1[:, None] - f1[None, :]
+        keep = ~((dearer >= 0) & (worse >= doubt) & ((dearer > 0) | (worse > 0))).any(axis=1)
     keep[:2] = True
     found = np.flatnonzero(keep)
     return found[equidistant(f1[found], population)]
 
 
 def _volumes(
-    costs: Values, f1: Values, both: list[tuple[Values, Values] | None], rows: npt.NDArray[np.int64]
+    f1: Values, gains: Values, measure: int, choose: Callable[[Values], npt.NDArray[np.int64]]
 ) -> dict[str, float | None]:
-    """Return the hypervolume of some rows, by measure, at these costs: between rows it is a straight line."""
+    """Return the hypervolume of a table, by measure: of the straight lines between its rows, up and down.
+
+    A device takes the dearest row that fits, whether a cheaper one was measured better or not. Rows are chosen by one
+    half of the seeds and judged by the other, and the other way round: chosen and judged by the same ones, luck alone
+    makes a front that looks better than any line.
+    """
+    halves = [slice(0, None, 2), slice(1, None, 2)]
+    found = dict[str, float | None]()
+    for number, name in enumerate(MEASURES):
+        areas = []
+        for one, other in (halves, halves[::-1]):
+            chosen, judged = _lost(gains[:, one, measure]), _lost(gains[:, other, number])
+            if chosen is not None and judged is not None:
+                areas.append(_area(f1, judged.mean(axis=1), choose(chosen)))
+        found[name] = float(np.mean(areas)) if len(areas) == len(halves) else None
+    return found
+
+
+def _area(f1: Values, lost: Values, rows: npt.NDArray[np.int64]) -> float:
+    """Return the area between a curve and the reference point; the curve goes through rows from cost 0 to cost 1."""
     rows = rows[np.argsort(f1[rows], kind="stable")]
-    return {
-        name: None if lost is None else hypervolume(costs, np.interp(costs, f1[rows], lost[0][rows]))
-        for name, lost in zip(MEASURES, both, strict=True)
-    }
+    under = np.maximum(REFERENCE[1] - lost[rows], 0.0)
+    return float(np.trapezoid(under, f1[rows]) + (REFERENCE[0] - 1) * under[-1])
 
 
 def _points(f1: Values, mean: Values, error: Values, rows: npt.NDArray[np.int64]) -> list[list[float | None]]:

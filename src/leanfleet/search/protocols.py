@@ -33,7 +33,8 @@ class Protocol:
         held_out: Images to measure on.
         anchors: Seeds that the two constant vectors are trained with first.
         fresh: New seeds that the final front is trained with, to get rid of lucky rows.
-        start_accuracy: Accuracy at which pre-training stops: near half of the final one (our decision).
+        start_accuracy: Accuracy at which pre-training stops, with ten classes; see `start_goal`. Near half of the final
+            one (our decision).
         screening: Whether a vector that is clearly beaten after its first seed gets no more seeds.
         seeded: Vectors that need no search, among the first ones: "typical" are one rate for all layers and rates
             that rise or fall with depth; "careful" drop most where that harms the network at its start least for the

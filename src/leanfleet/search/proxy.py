@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from leanfleet.data import DataSet, Split
+from leanfleet.errors import DataError
 from leanfleet.randomness import torch_generator
 
 _FACTOR = 0.5
@@ -23,9 +24,16 @@ def proxy(data: DataSet, held_out: int, seed: int) -> DataSet:
         data: What the fleet will train on.
         held_out: Images to measure on; at most a fifth of all.
         seed: Decides which.
+
+    Raises:
+        DataError: There are too few.
     """
     order = torch.randperm(len(data.train), generator=torch_generator(seed, "held out"))
     held_out = min(held_out, len(order) // 5)
+    if held_out == 0:
+        raise DataError(
+            f"{data.name}: {len(order)} training images; a search needs 5 at least, to hold one out"
+        )
     halves = []
     for rows in (order[held_out:], order[:held_out]):
         part = data.train.select(rows)

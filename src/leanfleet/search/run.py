@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -23,7 +24,7 @@ from leanfleet.profiling import StepTime, Workload
 from leanfleet.search.budget import Budget
 from leanfleet.search.front import Candidates, candidates, table
 from leanfleet.search.objectives import Scale
-from leanfleet.search.pretrain import pretrain
+from leanfleet.search.pretrain import pretrain, start_goal
 from leanfleet.search.protocols import FAST, Protocol
 from leanfleet.search.proxy import proxy
 from leanfleet.search.sensitivity import sensitivities
@@ -46,6 +47,9 @@ _FRESH = 10**9
 _CAREFUL = 0.8
 # Worker processes take seconds to start: a search that has no more time than this does without.
 _WORKERS_SECONDS = 15.0
+Cost = Callable[[Values], Values]
+"""What vectors [n, groups] cost, [n]."""
+
 # Of the time left: the most that each of the first phases takes.
 _PROFILE_SHARE, _START_SHARE, _ANCHORS_SHARE = 0.1, 0.25, 0.2
 
@@ -62,6 +66,7 @@ def search(
     seed: int = 0,
     workers: int = 1,
     budget_seconds: float | None = None,
+    begun: float | None = None,
     resume: bool = False,
     watch: Watch = lambda progress: None,
 ) -> Lut:
@@ -79,6 +84,7 @@ def search(
         workers: Worker processes; a search of a few seconds does without.
         budget_seconds: Time for everything; the best front so far is written at its end, and `about["cut_short"]`
             says what there was no time for.
+        begun: When the budget began to run, in monotonic seconds; now if None.
         resume: Go on where a search for the same file was interrupted.
         watch: Is told about progress.
 
@@ -86,30 +92,41 @@ def search(
         UserError: Network or data cannot be used, or there is (or is not) something to resume.
         StorageError: The disk refuses.
     """
-    begun = time.monotonic()
+    begun = time.monotonic() if begun is None else begun
+    if cost not in ("macs", "seconds"):
+        raise LutError(f"cost = '{cost}': say macs or seconds")
     place = State.place(out, resume=resume)
     data = load(data) if isinstance(data, str) else data
     images = proxy(data, protocol.held_out, seed)
     task = Task(network, keep, images, optimiser, protocol.batch_size, protocol.steps, seed)
-    settings = {
+    bench = Bench(task)
+    if not bench.plan.groups:
+        raise NetworkError(f"network '{network}': nothing in it can be dropped")
+    asked = {
         "network": network,
         "keep": keep,
         "data": data.name,
-        "protocol": json.loads(json.dumps(asdict(protocol))),
+        "protocol": asdict(protocol),
         "cost": cost,
-        "optimiser": json.loads(json.dumps(asdict(optimiser))),
+        "optimiser": asdict(optimiser),
         "seed": seed,
     }
-    state = State.open(place, json.loads(json.dumps(settings)), resume=resume)
+    settings: dict[str, Any] = json.loads(json.dumps(asked))
+    # A search does not go on with another network or other images under the same names.
+    state = State.open(place, settings | {"contents": _contents(bench)}, resume=resume)
     budget = Budget(begun, state.seconds, budget_seconds)
     state.reopen(budget.seconds)
+    # Not after the pre-training: what cannot be written is known at once.
+    state.save()
+    price = bench.plan.macs_of_vectors if cost == "macs" else _profiled(bench, state, budget)
     pool = Pool(task, workers if budget.left > _WORKERS_SECONDS else 1)
     try:
-        bench = Bench(task)
-        if not bench.plan.groups:
-            raise NetworkError(f"network '{network}': nothing in it can be dropped")
         trainings = Trainings(bench, protocol, state, pool, budget, watch)
-        found = _Search(bench, protocol, cost, state, trainings).go(pool.begin)
+        found = _Search(bench, protocol, price, state, trainings).go(pool.begin)
+    except LutError:
+        # There is nothing to search for, and there will be none.
+        state.remove()
+        raise
     finally:
         pool.close()
     about = {**settings, **_TRAINED, "version": version("leanfleet"), **found.about}
@@ -118,6 +135,27 @@ def search(
     lut.save(out)
     state.remove()
     return lut
+
+
+def _contents(bench: Bench) -> dict[str, Any]:
+    """Return what tells a network and its images from others of the same name."""
+    data = bench.task.data
+    sums = [zlib.crc32(split.images.contiguous().numpy().data) for split in (data.train, data.test)]
+    return {
+        "fingerprint": bench.plan.fingerprint,
+        "parameters": {name: list(p.shape) for name, p in bench.params.items()},
+        "images": [len(data.train), len(data.test), *sums],
+    }
+
+
+def _profiled(bench: Bench, state: State, budget: Budget) -> StepTime:
+    """Return what steps take here, or took when the search began."""
+    if state.profile is None:
+        task = bench.task
+        work = Workload(bench.plan, task.optimiser, task.data.shape, len(task.data.classes), task.batch_size)
+        with one_thread():
+            state.profile = StepTime.profile(work, budget.left * _PROFILE_SHARE).coefficients
+    return StepTime(bench.plan, state.profile)
 
 
 @dataclass(frozen=True)
@@ -131,11 +169,11 @@ class _Search:
     """One search in progress."""
 
     def __init__(
-        self, bench: Bench, protocol: Protocol, cost: str, state: State, trainings: Trainings
+        self, bench: Bench, protocol: Protocol, cost: Cost, state: State, trainings: Trainings
     ) -> None:
         self.bench, self.protocol, self.state, self.trainings = bench, protocol, state, trainings
-        self.plan, self.budget = bench.plan, trainings.budget
-        self.cost = self.plan.macs_of_vectors if cost == "macs" else self._profiled()
+        self.plan, self.budget, self.cost = bench.plan, trainings.budget, cost
+        self._goal = start_goal(protocol.start_accuracy, len(bench.task.data.classes))
 
     def go(self, begin: Callable[[dict[str, Tensor]], None]) -> _Found:
         """Do everything that is not done yet; `begin` is given what short trainings start from."""
@@ -158,22 +196,13 @@ class _Search:
                 sensitivity = sensitivities(self.bench, self.state.params)
         return protocol.make(space, seed, sensitivity, ties(self.plan.groups))
 
-    def _profiled(self) -> StepTime:
-        if self.state.profile is None:
-            task = self.bench.task
-            shape, classes = task.data.shape, len(task.data.classes)
-            work = Workload(self.plan, task.optimiser, shape, classes, task.batch_size)
-            with one_thread():
-                found = StepTime.profile(work, self.budget.left * _PROFILE_SHARE)
-            self.state.profile = found.coefficients
-        return StepTime(self.plan, self.state.profile)
-
     def _pretrain(self) -> None:
         seconds = self.budget.left * _START_SHARE
         with one_thread():
-            params, accuracy = pretrain(
-                self.bench, self.protocol.start_accuracy, seconds, partial(self.trainings.show, "start")
+            params, accuracy, per_step = pretrain(
+                self.bench, self._goal, seconds, partial(self.trainings.show, "start")
             )
+        self.trainings.expect(per_step)
         self.state.params, self.state.start_accuracy = params, accuracy
         self._save()
 
@@ -256,16 +285,20 @@ class _Search:
     def _about(self, given: Candidates, ended: bool) -> dict[str, Any]:
         state, protocol = self.state, self.protocol
         questions = [int(measured(told).sum()) for told in state.told]
+        # Screening leaves some out on purpose; a strategy that has no more questions may have asked fewer.
+        asked = sum(questions) if protocol.screening else sum(map(len, state.told))
+        wanted = asked if ended else protocol.trials
+        cut = [f"pre-training to {self._goal:.0%}"] if state.start_accuracy < self._goal else []
         done = {
             "anchors": (len(state.anchors), protocol.anchors),
-            "short trainings": (protocol.trials if ended else sum(questions), protocol.trials),
+            "short trainings": (sum(questions), wanted),
             "rows judged": (len(given.rates) - given.line if state.final else 0, protocol.population),
             "fresh seeds": (len(state.final), protocol.fresh),
         }
         return {
             "start_accuracy": state.start_accuracy,
             "questions": questions,
-            "cut_short": [f"{name} {n} of {every}" for name, (n, every) in done.items() if n < every],
+            "cut_short": cut + [f"{name} {n} of {every}" for name, (n, every) in done.items() if n < every],
             "training_samples": state.training_samples,
             "budget_seconds": None if math.isinf(self.budget.seconds) else self.budget.seconds,
             "seconds": round(self.budget.spent, 1),
@@ -287,7 +320,7 @@ def scale_of(network: str, cost: Values, gain: Values) -> Scale:
     if not gain[0] > gain[1]:
         raise LutError(
             f"{network}: half of all filters learn as much as all of them in a short training; there is nothing to "
-            "search for: use more steps, or the uniform table"
+            "search for, and the uniform table is as good"
         )
     if not cost[0] > cost[1]:
         raise LutError(

@@ -120,11 +120,16 @@ class State:
         except (RecordError, KeyError, ValueError, TypeError) as error:
             raise LutError(f"{path}: damaged: {error}; remove it and search anew") from error
         for name, value in settings.items():
-            if found.settings.get(name) != value:
+            if name != "contents" and found.settings.get(name) != value:
                 raise LutError(
                     f"{path}: was begun with {name} = {found.settings.get(name)}, not {value}; "
                     "give the same, or remove the file"
                 )
+        if found.settings.get("contents") != settings.get("contents"):
+            raise LutError(
+                f"{path}: was begun with another network or other images of the same name; give the same, or remove "
+                "the file"
+            )
         return found
 
     def reopen(self, budget: float) -> None:

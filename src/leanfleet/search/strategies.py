@@ -121,6 +121,10 @@ class Genetic:
         if self._left == 0 or trials < self._population * self._seeds:
             return None
         self._asked = self._algorithm.ask()
+        if self._asked is None:
+            # All vectors of a small grid have been tried.
+            self._left = 0
+            return None
         return Ask(self._asked.get("X").astype(np.float64), self._seeds)
 
     def tell(self, f2: Values) -> None:

@@ -35,7 +35,7 @@ class Progress:
         step: Generations (or questions) done in this phase, steps or seeds likewise.
         steps: How many there are.
         share: Share of the present one that is done.
-        hypervolume: Of what was measured so far, in the protocol's measure, noise included; None before the first
+        hypervolume: Of the best answer so far, in the protocol's measure, noise included; None before the first
             generation.
         seconds_left: Estimate until the end; None as long as there is none.
     """
@@ -79,6 +79,11 @@ class Trainings:
             # Until something is measured here: perhaps it goes on on another machine.
             trials = state.training_samples / (bench.task.steps * bench.task.batch_size)
             budget.took(1, state.seconds_training / trials)
+
+    def expect(self, seconds_per_step: float) -> None:
+        """Take note of what a step of the whole network takes, before there was any short training."""
+        if seconds_per_step:
+            self.budget.took(1, seconds_per_step * self._task.steps / self._pool.workers)
 
     @property
     def protocol(self) -> Protocol:
@@ -143,7 +148,14 @@ class Trainings:
 
     def _train(self, rates: Values, seeds: Seeds, costs: Values, tick: Tick, reserve: float) -> Values:
         begun, before = time.monotonic(), self._pool.seconds_training
-        found = self._pool.gains(rates, seeds, costs, tick, self.budget.left - reserve)
+        found = self._pool.gains(
+            rates,
+            seeds,
+            costs,
+            tick,
+            self.budget.left - reserve,
+            self.budget.seconds_per_trial * self._pool.workers,
+        )
         trials = int(measured(found).sum())
         self._state.seconds_training += self._pool.seconds_training - before
         self._state.training_samples += trials * self._task.steps * self._task.batch_size

@@ -17,7 +17,7 @@ from leanfleet.data import Batches, DataSet, eval_batches
 from leanfleet.federated import Optimiser
 from leanfleet.federated.step import Local, Step
 from leanfleet.nets import NETWORKS, build
-from leanfleet.randomness import torch_generator
+from leanfleet.randomness import key, seed_global, torch_generator
 from leanfleet.subnet import Kept, SubnetPlan
 from leanfleet.wire import Message, decode, encode
 from leanfleet.workers import Handler, Tick, Workers
@@ -95,6 +95,14 @@ class Bench:
         self, params: Mapping[str, Tensor], rates: Sequence[float], steps: int, seed: int
     ) -> dict[str, Tensor]:
         """Return the parameters after some steps at the same rates, with new masks for every step."""
+        with torch.random.fork_rng(devices=[]):
+            # From the global stream draw networks with dropout of their own.
+            seed_global(key(self.task.seed, seed, "search torch"), torch.device("cpu"))
+            return self._train(params, rates, steps, seed)
+
+    def _train(
+        self, params: Mapping[str, Tensor], rates: Sequence[float], steps: int, seed: int
+    ) -> dict[str, Tensor]:
         task = self.task
         # As DISTREAL trains: kept channels are scaled.
         local = Local(Step(self.plan, task.optimiser, task.optimiser.lr, scale=True), params)
@@ -102,7 +110,8 @@ class Bench:
             split=task.data.train,
             indices=torch.arange(len(task.data.train)),
             batch_size=task.batch_size,
-            epochs=1 + steps * task.batch_size // len(task.data.train),
+            # A small rest of an epoch joins its last mini-batch, so one may have fewer of them.
+            epochs=-(-steps // max(1, len(task.data.train) // task.batch_size)),
             mean=task.data.mean,
             std=task.data.std,
             generator=torch_generator(task.seed, seed, "search batches"),
@@ -168,7 +177,13 @@ class Pool:
         self._workers.ask([told] * self._workers.count)
 
     def gains(
-        self, rates: Values, seeds: Seeds, costs: Values, tick: Tick, seconds: float = math.inf
+        self,
+        rates: Values,
+        seeds: Seeds,
+        costs: Values,
+        tick: Tick,
+        seconds: float = math.inf,
+        expected: float = 0.0,
     ) -> Values:
         """Return the gains of short trainings, float64 [n, 2]: accuracy, loss; NaN where time ran out.
 
@@ -178,6 +193,7 @@ class Pool:
             costs: float64 [n] what each costs, in any unit, to share the work evenly.
             tick: Called after each.
             seconds: No short training begins that would probably take longer than until then.
+            expected: What one takes a worker, as long as it has done none.
         """
         count = self._workers.count
         # Sorted by cost and dealt out in turn: every worker gets as much of each sort.
@@ -186,7 +202,7 @@ class Pool:
             encode(
                 Message(
                     {"rates": torch.from_numpy(rates[share]), "seeds": torch.from_numpy(seeds[share])},
-                    {"task": "trials", "seconds": min(seconds, _LONG)},
+                    {"task": "trials", "seconds": min(seconds, _LONG), "expected": expected},
                 )
             )
             for share in shares
@@ -220,7 +236,7 @@ def _start(task: Task) -> Handler:
             bench.begin(asked.tensors)
             return encode(Message())
         begun = time.perf_counter()
-        last, before, gains = begun, slowest, []
+        last, before, gains = begun, slowest or float(asked.scalars["expected"]), []
         slowest = 0.0
         for rates, seed in zip(asked.tensors["rates"].tolist(), asked.tensors["seeds"].tolist(), strict=True):
             if last - begun + max(before, slowest) > float(asked.scalars["seconds"]):
