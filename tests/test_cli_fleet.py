@@ -38,7 +38,7 @@ def test_commands_as_json(cli, tmp_path):
     (tmp_path / "x.toml").write_text(TOML)
     found = json.loads(cli("fleet", "x.toml", "--json").out)
     assert found["app"] == "tiny"
-    assert found["commands"][-1].startswith("flwr run ")
+    assert "; flwr run " in found["commands"][-1]
 
 
 def test_a_method_that_cannot_live_there_is_one_line(cli, tmp_path):
@@ -68,7 +68,10 @@ def test_adasplit_needs_all_its_devices_and_time_for_a_window(cli, tmp_path):
     short = "--set", "fleet.iteration_seconds=0.1"
     refused(cli("fleet", "s.toml", *short), 2, "--set fleet.iteration_seconds=1.5")
     refused(cli("fleet", "s.toml", "--set", "method.selection_window=1"), 2, "selection_window = 1")
-    assert len(json.loads(cli("fleet", "s.toml", "--json").out)["commands"]) == 3 + 1 + 3 + 3 + 1
+    assert len(json.loads(cli("fleet", "s.toml", "--json").out)["commands"]) == 1 + 3 + 3 + 1
+    (tmp_path / "s").rename(tmp_path / "first")
+    held = "--set", "fleet.held_out=1"
+    assert len(json.loads(cli("fleet", "s.toml", *held, "--json").out)["commands"]) == 1 + 2 + 2 + 1
 
 
 def test_a_fleet_is_shown_once(cli, record):

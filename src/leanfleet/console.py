@@ -146,13 +146,16 @@ def width() -> int:
 def simple_table(title: str | None, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
     """Return a table; numbers, in all but the first of three or more columns, stand to the right."""
     # Here: it brings torch with it, which `--help` can do without.
+    from rich.markup import escape
+
     from leanfleet.report.tables import empty_table
 
     table = empty_table(title)
     for number, name in enumerate(names):
         table.add_column(name, overflow="fold", justify="right" if number and len(names) > 2 else "left")
     for row in rows:
-        table.add_row(*map(str, row))
+        # Text, never markup: what devices and files say is in there, too.
+        table.add_row(*(escape(str(cell)) for cell in row))
     return table
 
 

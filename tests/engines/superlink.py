@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from leanfleet.engines.flower.writing import commands, write_app, write_keys
+from leanfleet.engines.flower.writing import ENVIRONMENT, commands, write_app, write_keys
 from leanfleet.experiment import loads
 
 
@@ -41,10 +41,12 @@ class RealFleet:
         write_app(loads(experiment), self.app, self.runs)
         write_keys(self.app, nodes, port=self.port)
         lines = commands(self.app, nodes, port=self.port)
-        exports = dict(word.split("=", 1) for line in lines[:3] for word in line.split()[1:])
+        exports = (self.app / ENVIRONMENT).read_text().splitlines()
+        exports = dict(word.split("=", 1) for line in exports for word in shlex.split(line)[1:])
+        assert all(line.startswith(f". {self.app / ENVIRONMENT}; ") for line in lines)
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         self.env = {**os.environ, **exports, "PATH": path, "OMP_NUM_THREADS": "1"}
-        self._lines, self._folder = lines[3:], folder
+        self._lines, self._folder = [line.partition("; ")[2] for line in lines], folder
         self._running: dict[str, subprocess.Popen] = {}
 
     def __enter__(self) -> RealFleet:

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 import torch
-from flwr.app import RecordDict
+from flwr.app import ConfigRecord, RecordDict
 from small_flower_split import (
     LOCAL,
     QUICK,
@@ -26,7 +26,7 @@ from leanfleet.engines import run
 from leanfleet.engines.center import named
 from leanfleet.engines.flower import check
 from leanfleet.engines.flower.fleet import STATUS
-from leanfleet.engines.flower.messages import payload_of
+from leanfleet.engines.flower.messages import LOST, payload_of
 from leanfleet.engines.flower.server import serve
 from leanfleet.engines.flower.split_client import calibrate
 from leanfleet.engines.flower.terms import Terms
@@ -152,6 +152,20 @@ def test_a_node_that_has_lost_its_client_is_sent_what_the_server_last_saw(tmp_pa
     )
     state = next(len(payload_of(m.content)) for m in trained(grid) if payload_of(m.content))
     assert record.summary()["bytes_down"] == state
+
+
+def test_who_has_lost_what_there_never_was_is_not_asked_for_ever(tmp_path):
+    def spoil(node, question, answer):
+        if node == 101 and question.metadata.message_type == "train" and not asked(question)["round"]:
+            told = {**answer.content["leanfleet"], "steps": 0, "state": LOST}
+            answer.content = RecordDict({"leanfleet": ConfigRecord(told)})
+        return answer
+
+    grid = fake(experiment())
+    grid.spoil = spoil
+    record = play(tmp_path, grid=grid)
+    assert record.finished
+    assert any(why.startswith("client 1: ") for why in record.events()[0]["rejected"])
 
 
 def trained(grid):

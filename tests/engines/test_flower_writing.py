@@ -15,7 +15,7 @@ from leanfleet.engines.flower.terms import Terms
 from leanfleet.engines.flower.writing import commands, write_app, write_keys
 from leanfleet.engines.job import federated_job
 from leanfleet.errors import ExperimentError, UserError
-from leanfleet.experiment import dumps, override
+from leanfleet.experiment import dumps, load, override
 from leanfleet.subnet.lut import Lut
 from tiny_experiment import experiment
 
@@ -90,10 +90,16 @@ def test_secrets_are_for_their_owner_only(tmp_path):
 
 
 def test_nothing_is_started_with_telemetry_on(tmp_path):
+    write_keys(tmp_path, 2)
+    settings = (tmp_path / "environment.sh").read_text()
+    for name in (
+        "TELEMETRY_ENABLED=0",
+        "DISABLE_UPDATE_CHECK=1",
+        "DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1",
+    ):
+        assert f"FLWR_{name}" in settings
     lines = commands(tmp_path, 2)
-    assert "FLWR_TELEMETRY_ENABLED=0" in lines[0]
-    assert "FLWR_DISABLE_UPDATE_CHECK=1" in lines[0]
-    assert lines[1] == "export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1"
+    assert all(line.startswith(f". {tmp_path}/environment.sh; ") for line in lines)
     assert "--insecure" not in "".join(lines)
     assert sum("--enable-supernode-auth" in line for line in lines) == 1
 
@@ -104,3 +110,43 @@ def test_the_example_is_what_the_command_writes_today(tmp_path):
     write_app(load(EXAMPLE / "experiment.toml"), tmp_path)
     for name in ("pyproject.toml", "experiment.toml", "fleet_app.py"):
         assert (EXAMPLE / name).read_text() == (tmp_path / name).read_text(), f"write {name} anew"
+
+
+def test_a_shell_reads_commands_and_settings_wherever_the_app_is(tmp_path):
+    folder = tmp_path / "my fleet"
+    write_keys(folder, 1)
+    shown = 'flower-superlink() { printf \'%s\\n\' "$FLWR_HOME" "$@"; }; '
+    done = subprocess.run(
+        ["bash", "-c", shown + commands(folder, 1)[0]], capture_output=True, text=True, check=True
+    )
+    words = done.stdout.splitlines()
+    assert words[0] == f"{folder}/.flwr"
+    assert f"{folder}/keys/server.key" in words
+
+
+def test_a_network_of_ones_own_comes_with_the_app(tmp_path):
+    code = "from leanfleet.nets import build\n\n\ndef net():\n    return build('digits-cnn-small')\n"
+    (tmp_path / "mine.py").write_text(code)
+    (tmp_path / "x.toml").write_text(
+        dumps(override(experiment(), ["network.name=digits-cnn"])).replace('"digits-cnn"', '"mine.py:net"')
+    )
+    app = tmp_path / "app"
+    write_app(load(tmp_path / "x.toml"), app)
+    (tmp_path / "mine.py").unlink()
+    found = experiment_of(app).network
+    assert (found.name, found.folder) == ("mine:net", app)
+
+
+def test_tables_of_an_app_do_not_pile_up(tmp_path):
+    job = federated_job(experiment())
+    Lut.uniform(job.method.plan, levels=5).save(tmp_path / "d.lut")
+    write_app(override(job.experiment, [f'method.lut="{tmp_path}/d.lut"']), tmp_path / "app")
+    code = f"""
+from pathlib import Path
+from leanfleet.engines.flower import experiment_of
+print(experiment_of(Path({str(tmp_path / "app")!r})).options.lut)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    table = Path(done.stdout.strip())
+    assert table.name == "table.lut"
+    assert not table.parent.exists()

@@ -29,7 +29,7 @@ class Machine:
     """A device whose steps take what a profile says, times a load that changes."""
 
     def __init__(self, profile: Profile, load=lambda t: 1.0) -> None:
-        self.profile, self.load, self.t, self.slept = profile, load, 0.0, 0.0
+        self.profile, self.load, self.t, self.slept, self.computed = profile, load, 0.0, 0.0, 0.0
 
     def now(self) -> float:
         return self.t
@@ -39,9 +39,10 @@ class Machine:
         self.slept += seconds
 
     def clock(self, believed: Profile | None = None, caps: Caps = NO_CAPS) -> MeasuredClock:
-        return MeasuredClock(believed or self.profile, caps, self.t, self.now, self.sleep)
+        return MeasuredClock(believed or self.profile, caps, self.t, self.now, self.sleep, lambda: self.computed)
 
     def compute(self, macs: float) -> None:
+        self.computed += self.profile.seconds(macs)
         self.t += self.profile.seconds(macs) * self.load(self.t)
 
 
@@ -105,6 +106,20 @@ def test_half_a_core_rests_as_long_as_it_works():
         clock.spend(WHOLE)
     assert machine.slept == pytest.approx(machine.t / 2)
     assert clock.rate() == pytest.approx(WHOLE / 2, rel=0.01), "and the pacer is told"
+
+
+def test_time_that_others_had_is_rest_already():
+    machine = Machine(profile(), load=lambda t: 2.0)
+    clock = machine.clock(caps=Caps(duty=0.5))
+    for _ in range(10):
+        machine.compute(WHOLE)
+        clock.spend(WHOLE)
+    assert machine.slept == 0
+
+
+def test_a_calibration_knows_that_there_will_be_rests():
+    job = federated_job(experiment("network.name=digits-cnn-small"))
+    assert calibrate(job, duty=0.25, seconds=0.1).ratio == 4.0
 
 
 def test_the_rate_is_that_of_the_whole_network():

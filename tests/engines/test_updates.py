@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from leanfleet.engines.job import federated_job
-from leanfleet.engines.updates import Assigned, accept, check_macs, fold_in
+from leanfleet.engines.updates import Assigned, UsualNorms, accept, check_macs, fold_in
 from leanfleet.errors import WireError
 from leanfleet.federated import Report
 from leanfleet.ledger import PHI
@@ -85,6 +85,26 @@ def test_macs_are_bounded_by_the_whole_network_over_the_registered_samples():
     check_macs(method, task.report, most)
     with pytest.raises(WireError, match="is the most there can be"):
         check_macs(method, task.report, most * 1.01)
+
+
+def test_with_self_distillation_a_step_costs_two_widths():
+    job = federated_job(experiment("method.name=fjord", "method.distil=true"))
+    method, report = job.method, Report(100, 1e9)
+    check_macs(method, report, PHI * (method.macs[0] + method.macs[1]) * 100)
+    with pytest.raises(WireError, match="is the most there can be"):
+        check_macs(method, report, PHI * 2.01 * method.macs[0] * 100)
+
+
+def test_a_change_far_longer_than_is_usual_is_refused():
+    method, params, task, update = setting("fedavg")
+    norms, total = UsualNorms(), method.empty(params)
+    longer = encode(Message({n: 11 * t for n, t in update.tensors.items()}, update.scalars))
+    # Before enough is known nothing is unusual.
+    assert accept(method, params, total, task, longer, norms=norms) == ""
+    for _ in range(5):
+        assert accept(method, params, total, task, encode(update), norms=norms) == ""
+    assert "is usual" in accept(method, params, total, task, longer, norms=norms)
+    assert accept(method, params, total, task, encode(update), norms=norms) == ""
 
 
 @pytest.mark.parametrize("name", ["fedavg", "heterofl"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from leanfleet.experiment import Experiment
 
 _SHORTEST_SECONDS = 10.0
+_OLD_SECONDS = 60.0
 _COLUMNS = ("device", "state", "MAC/s", "width", "MACs", "bytes up", "bytes down")
 
 Output = Annotated[
@@ -63,9 +66,24 @@ def fleet(
         print_json({"app": str(folder), "flwr": flwr.__version__, "commands": lines})
         return
     print(f"# app: {folder}; every line that starts a server or a node needs a terminal, or & at its end")
+    if not _is_here(host):
+        print(
+            "# Flower takes commands and nodes at one port: who can reach it, and has ca.crt, can start runs and "
+            "register nodes; see docs/flower.md"
+        )
     print("\n".join(lines))
-    simulated = f"cd {folder}; flwr run . --federation-config num-supernodes={nodes}"
+    alone = "FLWR_HOME=$(mktemp -d) FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 RAY_USAGE_STATS_ENABLED=0"
+    simulated = (
+        f"cd {shlex.quote(str(folder))}; {alone} flwr run . --federation-config num-supernodes={nodes}"
+    )
     print(f"# or all of it simulated here, which takes Ray (pip install 'flwr[simulation]'): {simulated}")
+
+
+def _is_here(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _nodes(experiment: Experiment, asked: int | None) -> int:
@@ -77,9 +95,11 @@ def _nodes(experiment: Experiment, asked: int | None) -> int:
     if isinstance(fleet, FederatedFleet):
         key, needed = "per_round", fleet.per_round
         _check_seconds("round_seconds", fleet.round_seconds, 1)
-    elif isinstance(fleet, SplitFleet) and fleet.iteration_seconds is not None:
-        times = getattr(experiment.options, "selection_window", 1)
-        _check_seconds("iteration_seconds", fleet.iteration_seconds, times)
+    elif isinstance(fleet, SplitFleet):
+        needed = None if needed is None else needed - fleet.held_out
+        if fleet.iteration_seconds is not None:
+            times = getattr(experiment.options, "selection_window", 1)
+            _check_seconds("iteration_seconds", fleet.iteration_seconds, times)
     nodes = asked or needed
     if nodes is None:
         raise UserError("--nodes: say how many; the experiment's data decide how many devices there are")
@@ -137,13 +157,16 @@ def _status(folder: Path) -> dict[str, Any]:
         raise RecordError(f"{path}: damaged: {error}") from error
     events = Run.open(folder).events()
     last = events[-1] if events else {}
+    status["seconds_ago"] = round(max(0.0, time.time() - path.stat().st_mtime), 1)
     return {**status, "accuracy": last.get("accuracy"), "rounds_done": last.get("round", 0)}
 
 
 def _table(status: dict[str, Any]) -> Table:
     accuracy = status["accuracy"]
     told = "" if accuracy is None else f", accuracy {accuracy:.1%}"
-    title = f"round {status['round']}, {status['rounds_done']} done{told}"
+    ago = status["seconds_ago"]
+    heard = f", last news {ago:.0f} s ago" if ago > _OLD_SECONDS else ""
+    title = f"round {status['round']}, {status['rounds_done']} done{told}{heard}"
     rows = [
         _cells(device, found) for device, found in sorted(status["devices"].items(), key=lambda d: int(d[0]))
     ]

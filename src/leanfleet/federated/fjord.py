@@ -99,6 +99,13 @@ class Fjord(Levels[FjordOptions]):
         taught = self.macs[level] * (len(drawn) - 1) if self.options.distil else 0
         return (sum(drawn) + taught) / len(drawn)
 
+    @property
+    def most_macs(self) -> float:
+        """See `Method.most_macs`; with self-distillation the widest level is trained beside another."""
+        return (
+            self.macs[0] + self.macs[1] if self.options.distil and len(self.macs) > 1 else super().most_macs
+        )
+
     def _distil(self, local: Local, level: int, widest: int, batch: Batch, pacer: Pacer) -> bool:
         """Take one step on the gradients of both widths together."""
         step, (x, y) = local.step, batch

@@ -127,6 +127,11 @@ class Method(ABC, Generic[O, S]):
         """Return the network this method trains where the experiment names `reference`."""
         return reference
 
+    @property
+    def most_macs(self) -> float:
+        """Forward MACs per sample of the dearest step there is: the whole network's."""
+        return self.plan.macs_of(self.plan.full)
+
     @classmethod
     def members(cls, macs_reference: float, macs_own: float, options: O) -> int:
         """Return how many networks are trained independently, to vote together: one.

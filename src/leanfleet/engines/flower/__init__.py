@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 LUT = "lut.json"
 """The file of an app that holds a table of DISTREAL's, for Flower takes along only text."""
 
+_FOLDERS: list[tempfile.TemporaryDirectory[str]] = []
+
 _PER_MINI_BATCH: tuple[tuple[str, object, str], ...] = (
     ("selection_window", 1, "set it to the mini-batches that one message may hold, such as 20"),
     ("server_grad", True, "leave it out"),
@@ -57,7 +59,9 @@ def experiment_of(folder: Path) -> Experiment:
     """
     overrides = []
     if (folder / LUT).exists():
-        table = Path(tempfile.mkdtemp()) / "table.lut"
+        # Gone when this process ends: it may be one of many, one a message.
+        _FOLDERS.append(tempfile.TemporaryDirectory())
+        table = Path(_FOLDERS[-1].name) / "table.lut"
         table.write_bytes(base64.b64decode(json.loads((folder / LUT).read_text())["base64"]))
         overrides = [f"method.lut={json.dumps(str(table))}"]
     experiment = load(folder / "experiment.toml", overrides)

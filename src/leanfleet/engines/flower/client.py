@@ -20,7 +20,7 @@ from leanfleet.engines.flower.messages import REGISTER, Registration, Result, Ta
 from leanfleet.engines.hardware.measuring import MeasuredClock, MeasuredPacer, Profile, calibrate
 from leanfleet.engines.hardware.memory import fit_memory
 from leanfleet.engines.job import FederatedJob, Parts, federated_job
-from leanfleet.experiment import Experiment
+from leanfleet.experiment import Experiment, FederatedFleet
 from leanfleet.fleet import VirtualClock
 
 log = logging.getLogger("leanfleet.device")
@@ -67,10 +67,13 @@ class _Node:
 
     def profile(self) -> Profile:
         """Return what was measured before, or measure now."""
-        return self.here.profile(lambda: calibrate(self.job, self.here.caps.room()))
+        caps = self.here.caps
+        return self.here.profile(lambda: calibrate(self.job, caps.room(), caps.duty))
 
     def rate(self) -> float:
-        """Return the training MAC/s of the whole network; 0 where there is no memory to measure it."""
+        """Return the training MAC/s of the whole network; 0 where it cannot be measured now."""
+        if self.here.caps.paused() and not self.here.measured:
+            return 0.0
         try:
             return self.profile().whole_rate
         except MemoryError as error:
@@ -81,17 +84,15 @@ class _Node:
         if self.here.virtual:
             return self._train_virtually(task, down)
         here = self.here
+        end = task.seconds if self.job.method.deadline else math.inf
+        if not here.may_train(end):
+            return Result(0.0, 0.0, True, end, self.rate(), 0.0, here.age(), "no time left"), b""
         try:
             job, profile = fit_memory(self.job, self.profile(), down, here.caps.room())
         except MemoryError as error:
             log.warning("device %d sits the round out: %s", here.device, error)
             return Result(0.0, 0.0, True, 0.0, 0.0, 0.0, here.age(), str(error)), b""
         clock = MeasuredClock(profile, here.caps, here.arrived)
-        end = task.seconds if job.method.deadline else math.inf
-        while clock.rate() == 0.0 and clock.now() < end:
-            clock.wait()
-        if clock.now() >= end:
-            return Result(0.0, 0.0, True, end, clock.profile.whole_rate, 0.0, here.age(), "no time left"), b""
         samples = job.samples(here.device)
         pacer = make_pacer(job, clock, 0.0, task.seconds, samples, MeasuredPacer)
         up = take_part(job, here.device, task.round, down, pacer)
@@ -117,7 +118,10 @@ def _job(experiment: Experiment, here: Here) -> FederatedJob:
         return job
     at = experiment.data
     data = load(str(config["data"]), image=at.image, label=at.label, seed=experiment.experiment.seed)
-    count = max(experiment.fleet.devices or 0, here.device + 1)
+    fleet = experiment.fleet
+    assert isinstance(fleet, FederatedFleet)
+    # Where writers are devices, only their data would tell how many there are.
+    count = max(fleet.devices or fleet.per_round, here.device + 1)
     mine = torch.arange(len(data.train))
     parts = Parts.of([mine if number == here.device else mine[:0] for number in range(count)])
     return federated_job(experiment, data, parts)

@@ -15,7 +15,7 @@ from leanfleet.engines.flower.fleet import Answer, Fleet, Node, log
 from leanfleet.engines.flower.messages import TRAIN, Result, Task, payload_of
 from leanfleet.engines.flower.terms import Terms
 from leanfleet.engines.job import FederatedJob
-from leanfleet.engines.updates import Assigned, accept, check_macs, fold_in
+from leanfleet.engines.updates import Assigned, UsualNorms, accept, check_macs, fold_in
 from leanfleet.errors import WireError
 from leanfleet.federated import Report
 from leanfleet.ledger import Ledger
@@ -29,7 +29,7 @@ class FlowerCenter(FederatedCenter):
 
     def __init__(self, job: FederatedJob, grid: Grid, terms: Terms, folder: Path) -> None:
         super().__init__(job, 1)
-        self.terms = terms
+        self.terms, self.norms = terms, UsualNorms()
         samples = {device: job.samples(device) for device in range(len(job.parts))}
         most = terms.most_samples or max(samples.values())
         self.fleet = Fleet(grid, terms, folder, samples, most, job.fleet.round_seconds)
@@ -37,8 +37,8 @@ class FlowerCenter(FederatedCenter):
     def play(self, pool: Workers, round: int, ledger: Ledger, show: Show) -> dict[str, Any]:
         """Send tasks to free devices, take what comes until the deadline, and average it."""
         started_virtually = ledger.seconds_virtual
-        tardy = self.fleet.gather(self.terms.min_devices or self.job.fleet.per_round, round)
-        began = time.monotonic()
+        tardy = self.fleet.gather(self.job.fleet.per_round, round)
+        began, before = time.monotonic(), self.params
         open_ = _Round(self, round)
         for answer in tardy:
             open_.take(answer)
@@ -46,6 +46,9 @@ class FlowerCenter(FederatedCenter):
             open_.assign(node, device, place, started_virtually)
         self.fleet.attend(round, open_.take, lambda: open_.over(time.monotonic() - began))
         self.params = self.job.method.finish(self.params, open_.total)
+        if not all(bool(p.isfinite().all()) for p in self.params.values()):
+            log.warning("round %d: what came makes a network beyond numbers; the old one is kept", round + 1)
+            self.params = before
         outcomes = open_.outcomes()
         self._book(outcomes, round, ledger)
         for late in open_.late:
@@ -80,13 +83,13 @@ class _Round:
         self.late: list[Outcome] = []
         self._tasks: dict[int, tuple[Node, Assigned]] = {}
         self._outcomes: dict[int, Outcome] = {}
+        self._began = time.monotonic()
 
     def assign(self, node: Node, device: int, place: int, start: float) -> None:
         """Send a device its task."""
         job, whole = self._center.job, self._center.job.fleet.round_seconds
         virtual = self._terms.virtual
-        # Never less than half: a device that was out of reach once would never get a chance to show better.
-        seconds = whole if virtual else whole - min(node.allowance, whole / 2)
+        seconds = whole if virtual else node.seconds_of(whole, time.monotonic() - self._began)
         # Methods reckon with whole rounds, so a shorter one is a slower device to them.
         rate = job.means(device).rate(start) if virtual else node.rate_macs_per_s * seconds / whole
         report = Report(node.samples, rate, self._round * job.fleet.per_round + place)
@@ -150,9 +153,9 @@ class _Round:
             return "its round is over"
         params, clip = self._center.params, self._terms.clip_norm
         if not late:
-            return accept(self._method, params, self.total, task, up, clip)
+            return accept(self._method, params, self.total, task, up, clip, self._center.norms)
         own = self._method.empty(params)
-        if rejected := accept(self._method, params, own, task, up, clip):
+        if rejected := accept(self._method, params, own, task, up, clip, self._center.norms):
             return rejected
         fold_in(self.total, own, self._terms.stale_weight ** (self._round - task.round))
         return ""

@@ -27,6 +27,7 @@ STATUS = "fleet.json"
 
 _KEPT = 5
 _PATIENCE_ROUNDS, _SHORTEST_PATIENCE_SECONDS = 3.0, 60.0
+_GRACE_ROUNDS = 0.1
 
 
 @dataclass(eq=False)
@@ -57,6 +58,13 @@ class Node:
     def allowance(self) -> float:
         """The seconds of a round to leave for the way there and back: the longest lately."""
         return max(self.ways, default=0.0)
+
+    def seconds_of(self, whole: float, elapsed: float) -> float:
+        """Return what the device has itself of a round or window that began some seconds ago.
+
+        Never less than half: a device that was out of reach once would never get a chance to show better.
+        """
+        return max(whole - elapsed - self.allowance, whole / 2)
 
     def shown(self) -> dict[str, Any]:
         """Return what those who watch are told."""
@@ -112,6 +120,9 @@ class Fleet:
         self._grid, self._terms, self._folder = grid, terms, folder
         self._samples, self._most = samples, most_samples
         self._patience = max(_PATIENCE_ROUNDS * round_seconds, _SHORTEST_PATIENCE_SECONDS)
+        self._grace, self._complete = _GRACE_ROUNDS * round_seconds, False
+        # Whether answers are taken one by one, so that one that Flower cannot open takes no others with it.
+        self._singly = False
         self._told: dict[str, Any] = {}
         self._sent: dict[str, Sent] = {}
         self._online: set[int] = set()
@@ -121,15 +132,27 @@ class Fleet:
     def gather(self, wanted: int, round: int) -> list[Answer]:
         """Wait until enough devices are free; return what is answered meanwhile, too late for its round.
 
+        Once so many have been there, those who are busy or gone are waited for only a moment: one is enough to go on.
+        Not where the terms say how many, nor on a virtual clock, where the simulation has them all.
+
+        Args:
+            wanted: How many, where the terms do not say.
+            round: For the log.
+
         Raises:
             LeanfleetError: They do not come.
         """
-        end, told, tardy = time.monotonic() + self._terms.wait_seconds, -1, list[Answer]()
+        begun, told, tardy = time.monotonic(), -1, list[Answer]()
+        end, grace = begun + self._terms.wait_seconds, begun + self._grace
+        least = wanted = self._terms.min_devices or wanted
+        if self._complete and not self._terms.min_devices and not self._terms.virtual:
+            least = 1
         while True:
             self.greet()
             tardy += self.poll()
             there = len(self.free())
-            if there >= wanted:
+            self._complete |= there >= wanted
+            if there >= wanted or (there >= least and time.monotonic() >= grace):
                 return tardy
             if there != told:
                 log.info("round %d: %d of %d devices are there", round + 1, there, wanted)
@@ -166,10 +189,13 @@ class Fleet:
 
     def send(self, node: int, kind: str, content: RecordDict, round: int, about: Any = None) -> None:
         """Send a message; its answer comes from `poll`."""
-        letter, now = Letter(content, node, kind, group_id=str(round)), time.monotonic()
+        letter = Letter(content, node, kind, group_id=str(round))
+        sent = Sent(node, time.monotonic(), about)
         for message_id in self._grid.push_messages([letter]):
             if message_id:
-                self._sent[message_id] = Sent(node, now, about)
+                self._sent[message_id] = sent
+                return
+        self._failed(sent, "the SuperLink does not take a message for it")
 
     def greet(self) -> None:
         """Ask nodes that are not registered to do so; one that fails is asked again after a while."""
@@ -182,7 +208,7 @@ class Fleet:
     def poll(self) -> list[Answer]:
         """Return what has been answered since, registrations dealt with, failures named in the log."""
         answers = []
-        for letter in self._grid.pull_messages(list(self._sent)) if self._sent else ():
+        for letter in self._pulled():
             sent = self._sent.pop(letter.metadata.reply_to_message_id, None)
             if sent is None:
                 continue
@@ -195,6 +221,21 @@ class Fleet:
                 answers.append((node, sent, letter.content))
         self._forget()
         return answers
+
+    def _pulled(self) -> list[Letter]:
+        """Return what has come. A node can make Flower stumble over what it sends."""
+        waiting, found = list(self._sent), list[Letter]()
+        for ids in [[one] for one in waiting] if self._singly else [waiting] if waiting else []:
+            try:
+                found += self._grid.pull_messages(ids)
+            except Exception as error:
+                # Whoever else answered just now is asked again when patience with it runs out.
+                self._singly = True
+                about = {"error": f"{type(error).__name__}: {error}"}
+                log.warning("an answer cannot be opened: %s", error, extra={"about": about})
+                if len(ids) == 1:
+                    self._failed(self._sent.pop(ids[0]), "its answer cannot be opened")
+        return found
 
     def learn(self, node: Node, sent: Sent, seconds: float, rate_macs_per_s: float) -> None:
         """Learn a device's rate, and how long the way took from the seconds that it says it took itself."""
@@ -209,8 +250,6 @@ class Fleet:
         except WireError as error:
             about = {"node": str(sent.node), "refused": str(error)}
             log.warning("node %d is not taken in: %s", sent.node, error, extra={"about": about})
-            # Known, but without samples: it is not asked again and never chosen.
-            self.nodes[sent.node] = Node(sent.node, -1, 0, 0.0, state="refused")
             return
         for id, other in list(self.nodes.items()):
             if other.device == node.device:

@@ -61,6 +61,12 @@ class Here:
         """Return the seconds since the message arrived."""
         return time.monotonic() - self.arrived
 
+    def may_train(self, seconds: float) -> bool:
+        """Wait while the owner wants no training; return whether that ended within so many seconds of the arrival."""
+        while self.caps.paused() and self.age() < seconds:
+            time.sleep(1.0)
+        return self.age() < seconds
+
     def check_is_one_of(self, devices: int) -> None:
         """Check that the experiment has a share for this device.
 
@@ -70,9 +76,14 @@ class Here:
         if self.device >= devices:
             raise UserError(f"node configuration: partition-id={self.device}: there are {devices} devices")
 
+    @property
+    def measured(self) -> bool:
+        """Whether anything was measured before."""
+        return _PROFILE in self.context.state.config_records
+
     def profile(self, measure: Callable[[], Profile]) -> Profile:
         """Return what was measured before, or measure now."""
-        if _PROFILE in self.context.state.config_records:
+        if self.measured:
             return Profile(**self.context.state.config_records[_PROFILE])  # type: ignore[arg-type]
         found = measure()
         self.keep(found)

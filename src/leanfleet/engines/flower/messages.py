@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -13,7 +12,11 @@ from leanfleet.errors import WireError
 
 REGISTER, TRAIN = "query.register", "train"
 
+MOST = 1e18
+"""No number that a device says is larger: MACs, samples, rates, losses."""
+
 _VALUES, _PAYLOAD = "leanfleet", "payload"
+_LONGEST = 500
 
 
 def packed(values: Mapping[str, Any], payload: bytes = b"") -> RecordDict:
@@ -65,7 +68,7 @@ class Values:
         """Return the values of a message.
 
         Raises:
-            WireError: One is missing, too many, of another type, negative or not finite.
+            WireError: One is missing, too many, of another type, negative, beyond all use, or very long.
         """
         found = dict(content.config_records.get(_VALUES, {}))
         fields = {name: field.type for name, field in cls.__dataclass_fields__.items()}
@@ -74,8 +77,10 @@ class Values:
         for name, value in found.items():
             if type(value).__name__ != fields[name]:
                 raise WireError(f"{name} is a {type(value).__name__}, not a {fields[name]}")
-            if isinstance(value, int | float) and not 0 <= value < math.inf:
+            if isinstance(value, int | float) and not 0 <= value <= MOST:
                 raise WireError(f"claims a {name} of {value}")
+            if isinstance(value, str) and len(value) > _LONGEST:
+                raise WireError(f"a {name} of {len(value)} characters")
         return cls(**found)
 
 

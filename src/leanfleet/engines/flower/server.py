@@ -38,6 +38,7 @@ def app(experiment: Experiment) -> ServerApp:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         # Not the root logger: Flower sends that one's lines to the SuperLink, and logs that it does.
         log.addHandler(handler)
+        log.setLevel(logging.INFO)
         serve(grid, experiment, Terms.of(context.run_config))
 
     return made
@@ -79,7 +80,6 @@ class _JsonLines(logging.Formatter):
 def _logged(path: Path) -> Iterator[None]:
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(_JsonLines())
-    log.setLevel(logging.INFO)
     log.addHandler(handler)
     try:
         yield

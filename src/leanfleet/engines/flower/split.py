@@ -130,8 +130,7 @@ class FlowerSplitCenter(SplitCenter):
     def _exchange(self, window: Window, *, hears: bool) -> None:
         """Ask all free clients for some mini-batches, and take what comes in time."""
         self.window = window
-        wanted = self.terms.min_devices or (1 if window.first else self.job.devices)
-        for answer in self.fleet.gather(wanted, window.round):
+        for answer in self.fleet.gather(1 if window.first else self.job.devices, window.round):
             self._take(answer)
         self._time.begin()
         window.began, free = time.monotonic(), self.fleet.free()
@@ -166,8 +165,7 @@ class FlowerSplitCenter(SplitCenter):
         # It will say so if it never gets this, or forgets it.
         self._holders.add(node.id)
         whole = (self._limit or 0.0) * (window.last - window.first)
-        # Never less than half, as in the federated family.
-        seconds = whole - min(node.allowance, whole / 2)
+        seconds = node.seconds_of(whole, time.monotonic() - window.began)
         returns = window.last == self.job.iterations
         stint = Stint(window.round, window.first, window.last, sends, returns, seconds)
         window.asked[node.device], node.state = node, "training"
@@ -188,7 +186,7 @@ class FlowerSplitCenter(SplitCenter):
         try:
             worked, up = Worked.read(content), payload_of(content)
             self.fleet.learn(node, sent, worked.seconds, worked.rate_macs_per_s)
-            if worked.state == LOST and not bytes_down:
+            if worked.state == LOST and not bytes_down and (stint.round or stint.first):
                 self._holders.discard(node.id)
                 if not late:
                     self._send(node, sends=stint.sends)

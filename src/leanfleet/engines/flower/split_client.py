@@ -101,7 +101,12 @@ class _Node:
         """Return the training MAC/s of a step, as pretended or as last measured."""
         if self.here.virtual:
             return self.job.means(self.device).rate(0.0)
-        return self.here.profile(lambda: calibrate(self.job)).whole_rate
+        if self.here.caps.paused() and not self.here.measured:
+            return 0.0
+        return self._profile().whole_rate
+
+    def _profile(self) -> Profile:
+        return self.here.profile(lambda: calibrate(self.job, self.here.caps.duty))
 
     def work(self, stint: Stint, down: bytes) -> tuple[Worked, bytes]:
         """Train for a stint, or as much of it as there is time for."""
@@ -126,8 +131,10 @@ class _Node:
             for iteration in range(stint.first, stint.last):
                 self._step(stint, iteration, sent)
             return
-        profile = self.here.profile(lambda: calibrate(self.job))
-        clock, end = MeasuredClock(profile, self.here.caps, self.here.arrived), stint.seconds or math.inf
+        end = stint.seconds or math.inf
+        if not self.here.may_train(end):
+            return
+        clock = MeasuredClock(self._profile(), self.here.caps, self.here.arrived)
         for iteration in range(stint.first, stint.last):
             while clock.rate() == 0.0 and clock.now() < end:
                 clock.wait()
@@ -160,8 +167,13 @@ class _Node:
         return self.clients.handle(asked, lambda: None)
 
 
-def calibrate(job: SplitJob) -> Profile:
-    """Time steps of a client that is thrown away; a client's step has one size, so there is no line to fit."""
+def calibrate(job: SplitJob, duty: float = 1.0) -> Profile:
+    """Time steps of a client that is thrown away; a client's step has one size, so there is no line to fit.
+
+    Args:
+        job: What is trained.
+        duty: Share of the time in which training may be busy; a calibration takes no rests.
+    """
     method, training = job.method, job.training
     client, generator = method.client(), torch_generator("calibration")
     x = torch.randn(training.batch_size, *job.data.shape, generator=generator)
@@ -173,4 +185,4 @@ def calibrate(job: SplitJob) -> Profile:
             client.step(x, y, sends=True)
             found.append(time.perf_counter() - before)
     macs = float(method.client_macs(sends=True).training * len(x))
-    return Profile([0.0, macs], [0.0, statistics.median(found[_WARM_UP:])])
+    return Profile([0.0, macs], [0.0, statistics.median(found[_WARM_UP:])], ratio=1 / duty)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from leanfleet.engines.center import as_bytes
 from leanfleet.engines.flower.fleet import Node
-from leanfleet.engines.flower.messages import Stint, Worked
+from leanfleet.engines.flower.messages import MOST, Stint, Worked
 from leanfleet.engines.job import SplitJob
 from leanfleet.errors import WireError
 from leanfleet.randomness import torch_generator
@@ -80,6 +80,8 @@ class Reader:
         authors = tensors["authors"]
         if count and not 0 <= int(authors.min()) <= int(authors.max()) <= _VALUE_BYTES * self._values:
             raise WireError(f"claims {int(authors.max())} bytes of activations")
+        if len(tensors["losses"]) and float(tensors["losses"].abs().max()) > MOST:
+            raise WireError("claims a loss beyond all numbers")
         state = as_bytes(tensors["state"])
         return Brought(
             {number: tensors[str(number)] for number in numbers},

@@ -7,6 +7,8 @@ import datetime
 import ipaddress
 import json
 import os
+import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +39,12 @@ server = flower.server_app(Path(__file__).parent)
 _HOME = ".flwr"
 _RUNTIME_PORT = 9094
 _AUTHORITY, _DAYS = "leanfleet CA", 365
+ENVIRONMENT = "environment.sh"
+"""The file of an app that sets what every command wants."""
+_SETTINGS = (
+    "export FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1",
+    "export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1",
+)
 
 
 def write_app(experiment: Experiment, folder: Path, runs: Path = Path("runs")) -> None:
@@ -73,37 +81,46 @@ def write_app(experiment: Experiment, folder: Path, runs: Path = Path("runs")) -
         # Of all files, a Flower app takes along only text.
         write_json(folder / LUT, {"base64": base64.b64encode(lut.read_bytes()).decode()})
         experiment = override(experiment, [f"method.lut={json.dumps(LUT)}"])
+    own = experiment.network.folder
+    if own is not None:
+        module = f"{experiment.network.name.partition(':')[0]}.py"
+        if not (own / module).is_file():
+            raise UserError(
+                f"[network] name = '{experiment.network.name}': an app takes along one file, {module}"
+            )
+        write_text(folder / module, (own / module).read_text(encoding="utf-8"))
+        network = experiment.network.model_copy(update={"folder": None})
+        experiment = replace(experiment, network=network)
     write_text(folder / "experiment.toml", dumps(experiment))
     write_text(folder / f"{_MODULE}.py", _CODE)
     write_text(folder / "pyproject.toml", tomli_w.dumps({"project": project, "tool": {"flwr": {"app": app}}}))
 
 
 def commands(folder: Path, nodes: int, host: str = "127.0.0.1", port: int = 8000) -> list[str]:
-    """Return the commands that start a fleet for the app in a folder, in the order of their use."""
+    """Return the commands for a shell that start a fleet for the app in a folder, in the order of their use."""
     folder = folder.resolve()
-    keys = folder / "keys"
-    environment = [
-        "export FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1",
-        "export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1",
-        f"export FLWR_HOME={folder / _HOME}",
-    ]
+    app, keys, database = (
+        shlex.quote(str(p)) for p in (folder, folder / "keys", folder / _HOME / "superlink.db")
+    )
     tls = f"--ssl-ca-certfile {keys}/ca.crt --ssl-certfile {keys}/server.crt --ssl-keyfile {keys}/server.key"
-    database = f"--database {folder / _HOME}/superlink.db"
-    link = f"flower-superlink --host {host} --port {port} {tls} --enable-supernode-auth {database}"
+    link = f"flower-superlink --host {host} --port {port} {tls} --enable-supernode-auth --database {database}"
     register = [f"flwr supernode register {keys}/node-{i}.pub fleet" for i in range(nodes)]
     start = [
         f"flower-supernode --superlink {host}:{port} --root-certificates {keys}/ca.crt "
         f"--auth-supernode-private-key {keys}/node-{i} --port {_RUNTIME_PORT + i} --node-config 'partition-id={i}'"
         for i in range(nodes)
     ]
-    return [*environment, link, *register, *start, f"flwr run {folder} fleet --stream"]
+    # In every line: each may be typed into a terminal of its own.
+    settings = f". {shlex.quote(str(folder / ENVIRONMENT))}; "
+    return [settings + line for line in (link, *register, *start, f"flwr run {app} fleet --stream")]
 
 
 def write_keys(folder: Path, nodes: int, host: str = "127.0.0.1", port: int = 8000) -> None:
     """Write a certificate authority, the server's certificate and a key pair a node, to try a fleet with.
 
     Args:
-        folder: The app's; keys go to `keys`, the connection of the `flwr` command to `.flwr`.
+        folder: The app's; keys go to `keys`, the connection of the `flwr` command to `.flwr`, and what all commands are
+            to be started with to `environment.sh`.
         nodes: How many nodes.
         host: Name or address of the SuperLink.
         port: Its port.
@@ -129,6 +146,8 @@ def write_keys(folder: Path, nodes: int, host: str = "127.0.0.1", port: int = 80
         public = pair.public_key().public_bytes(s.Encoding.OpenSSH, s.PublicFormat.OpenSSH)
         write_bytes(keys / f"node-{i}.pub", public + b"\n")
     _make(folder / _HOME)
+    home = f"export FLWR_HOME={shlex.quote(str((folder / _HOME).resolve()))}"
+    write_text(folder / ENVIRONMENT, "\n".join([*_SETTINGS, home, ""]))
     link = {"address": f"{host}:{port}", "root-certificates": str((keys / "ca.crt").resolve())}
     write_text(
         folder / _HOME / "config.toml", tomli_w.dumps({"superlink": {"default": "fleet", "fleet": link}})

@@ -84,7 +84,9 @@ def workload(job: FederatedJob) -> Workload:
     return Workload(plan, optimiser, job.data.shape, len(job.data.classes), job.training.batch_size)
 
 
-def calibrate(job: FederatedJob, room: float = math.inf, seconds: float = _CALIBRATION_SECONDS) -> Profile:
+def calibrate(
+    job: FederatedJob, room: float = math.inf, duty: float = 1.0, seconds: float = _CALIBRATION_SECONDS
+) -> Profile:
     """Time steps of some vectors of dropout rates; predict what each row of the method's table takes.
 
     On an already loaded device it is as slow as it is then: `Profile.learn` follows.
@@ -92,6 +94,7 @@ def calibrate(job: FederatedJob, room: float = math.inf, seconds: float = _CALIB
     Args:
         job: What is trained.
         room: Bytes of memory that a step may take.
+        duty: Share of the time in which training may be busy; a calibration takes no rests.
         seconds: When to stop at the latest; two vectors are timed whatever it says.
 
     Raises:
@@ -108,7 +111,7 @@ def calibrate(job: FederatedJob, room: float = math.inf, seconds: float = _CALIB
     took = np.minimum.accumulate(took[::-1])[::-1]
     macs = [PHI * job.training.batch_size * m for m in (*(row.macs for row in table.rows), plan.macs(whole))]
     offset = float(fit.coefficients[0])
-    return Profile([0.0, *macs], [offset, *took.tolist()], most_bytes(work))
+    return Profile([0.0, *macs], [offset, *took.tolist()], most_bytes(work), ratio=1 / duty)
 
 
 class MeasuredClock:
@@ -122,6 +125,7 @@ class MeasuredClock:
         arrived: When the message arrived, on `now`'s scale.
         now: Monotonic seconds.
         sleep: Lets seconds pass.
+        busy: Seconds that this process has computed, all threads together.
     """
 
     def __init__(
@@ -131,11 +135,12 @@ class MeasuredClock:
         arrived: float,
         now: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
+        busy: Callable[[], float] = time.process_time,
     ) -> None:
         self.profile, self._caps, self._arrived = profile, caps, arrived
-        self._now, self._sleep = now, sleep
+        self._now, self._sleep, self._busy = now, sleep, busy
         self._last_macs, self._first = profile.whole_macs, True
-        self._mark = now()
+        self._mark, self._busy_mark = now(), busy()
 
     def now(self) -> float:
         """Return the seconds since the message arrived."""
@@ -147,17 +152,20 @@ class MeasuredClock:
 
     def spend(self, macs: float) -> None:
         """Note that a step has been computed, and rest as long as the share of the CPU asks for."""
-        self._sleep((self._now() - self._mark) * (1 / self._caps.duty - 1))
+        # Time in which others had the processor is rest already; so is what a quota of the cgroup has held back.
+        computed = (self._busy() - self._busy_mark) / self._caps.threads
+        self._sleep(max(0.0, computed / self._caps.duty - (self._now() - self._mark)))
         now = self._now()
         # A process's first step pays for memory and compilation.
         if not self._first and macs > 0:
             self.profile = self.profile.learn(macs, max(now - self._mark, _SHORTEST_SECONDS))
         self._first, self._mark, self._last_macs = False, now, macs or self._last_macs
+        self._busy_mark = self._busy()
 
     def wait(self) -> None:
         """Wait a second: the device may not train now."""
         self._sleep(1.0)
-        self._mark = self._now()
+        self._mark, self._busy_mark = self._now(), self._busy()
 
     def available(self, start: float, end: float) -> float:
         """Return the training MACs between two times at the rate of the moment."""
