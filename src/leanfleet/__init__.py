@@ -3,9 +3,10 @@
 ```python
 import leanfleet
 
-experiment = leanfleet.load("examples/distreal-digits.toml")
-run = leanfleet.run(experiment)
-print(run.summary())
+if __name__ == "__main__":  # worker processes import this file, too
+    experiment = leanfleet.load("examples/distreal-digits.toml")
+    run = leanfleet.run(experiment)
+    print(run.summary())
 ```
 """
 

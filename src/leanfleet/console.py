@@ -46,6 +46,8 @@ class Display:
         self._last: Progress | None = None
         self._start = 0.0
         self._began: tuple[float, float] | None = None
+        # The same of what comes after the last round.
+        self._ending: tuple[float, float] | None = None
         self._printed = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -71,7 +73,7 @@ class Display:
     def __call__(self, progress: Progress) -> None:
         """Show progress; the engines' `watch`."""
         if self._last is None or self._last.run != progress.run:
-            self._start, self._began = _done(progress), None
+            self._start, self._began, self._ending = _done(progress), None, None
         elif self._began is None and _done(progress) > self._start:
             # Not sooner: the first device waits until workers have started, and would make hours of minutes.
             self._began = (time.monotonic(), _done(progress))
@@ -103,6 +105,10 @@ class Display:
         return number if narrow else f"run {number} {progress.run}"
 
     def _seconds_left(self, progress: Progress) -> float | None:
+        if _ends(progress):
+            self._ending = self._ending or (time.monotonic(), progress.share)
+            seconds, done = time.monotonic() - self._ending[0], progress.share - self._ending[1]
+            return seconds / done * (1 - progress.share) if done > 0 else None
         left = progress.rounds - _done(progress)
         if self._began is None or left <= 0:
             return None if left > 0 else 0.0
@@ -178,14 +184,20 @@ def describe(progress: Progress, seconds_left: float | None, *, short: bool = Fa
     rounds, left = f"{progress.round}/{progress.rounds}", clock(seconds_left)
     if short:
         return f"{rounds} {accuracy} {progress.seconds_virtual:.4g}s {left}"
+    now = f"final rounds {progress.share:.0%}" if _ends(progress) else f"round {rounds}"
     return (
-        f"round {rounds}, acc {accuracy}, {progress.seconds_virtual:.4g} s virtual, "
+        f"{now}, acc {accuracy}, {progress.seconds_virtual:.4g} s virtual, "
         f"{100 * progress.late_share:.0f}% late, ETA {left}"
     )
 
 
 def _done(progress: Progress) -> float:
-    return progress.round + progress.share
+    return min(progress.round + progress.share, progress.rounds)
+
+
+def _ends(progress: Progress) -> bool:
+    """Return whether it is the rounds after the last one, which gossip methods may have."""
+    return progress.round >= progress.rounds and progress.share > 0
 
 
 def clock(seconds: float | None) -> str:

@@ -269,7 +269,9 @@ class Run:
     def _cut_events(self, length: int) -> None:
         present = self._events_bytes()
         if present < length:
-            raise RecordError(f"{self._events}: cut short: {present} of {length} bytes are left")
+            raise RecordError(
+                f"{self._events}: cut short: {present} of {length} bytes are left; the run cannot be resumed"
+            )
         if present > length:
             with writing(self._events):
                 os.truncate(self._events, length)
@@ -294,15 +296,24 @@ class Run:
         """Return what is known of the checkpoints, newest first, from the newest one that is still there."""
         path = self.folder / "state.json"
         if not path.exists():
+            if len(self.events()) > 1:
+                # After the first round it is there, whatever happens.
+                raise RecordError(f"{path}: missing, though rounds were played; begin anew in another folder")
             return ()
         try:
             entries = _State.model_validate(_read_json(path)).checkpoints
         except ValidationError as error:
-            raise RecordError(f"{path}: damaged: {error.errors()[0]['msg']}") from None
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise RecordError(
+                f"{path}: damaged: {where}: {first['msg']}; the run cannot be resumed"
+            ) from None
         for index, entry in enumerate(entries):
             if (self.folder / entry.checkpoint).exists():
                 return entries[index:]
-        raise RecordError(f"{path}: names {entries[0].checkpoint}, which is missing")
+        raise RecordError(
+            f"{path}: names {entries[0].checkpoint}, which is missing; the run cannot be resumed"
+        )
 
     def _load(self, entries: tuple[_Entry, ...]) -> Checkpoint:
         entry, *older = entries

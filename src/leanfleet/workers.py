@@ -22,7 +22,7 @@ import torch
 import torch.multiprocessing as mp
 
 from leanfleet import errors
-from leanfleet.errors import LeanfleetError, WorkerError
+from leanfleet.errors import LeanfleetError, UserError, WorkerError
 
 Tick = Callable[[], None]
 """Called when a piece of a request is done, to show progress."""
@@ -38,6 +38,19 @@ class Handler(Protocol):
 
     def __call__(self, request: bytes, tick: Tick) -> bytes:
         """Answer one request."""
+
+
+def check_main() -> None:
+    """Check that this is no worker process that is only just importing the user's script.
+
+    Raises:
+        UserError: It is: the script would start itself again and again.
+    """
+    if getattr(mp.current_process(), "_inheriting", False):
+        raise UserError(
+            "a worker process imports your script, which starts a run at once: put that below "
+            "if __name__ == '__main__':"
+        )
 
 
 class Workers:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -83,6 +84,8 @@ app.command()(score)
 
 def main() -> None:
     """Run the command line; every error becomes one line on stderr and an exit code."""
+    # As Ctrl-C: what is kept is said, and workers end in order.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         sys.exit(app(prog_name="leanfleet", standalone_mode=False))
     except click.UsageError as error:
@@ -91,6 +94,9 @@ def main() -> None:
             sys.exit(error.exit_code)
         path = error.ctx.command_path if error.ctx else "leanfleet"
         _fail(f"{error.format_message().rstrip('.')} ({path} --help shows how)", error.exit_code)
+    except click.Abort:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
     except LeanfleetError as error:
         _fail(str(error), 2 if isinstance(error, UserError) else 1)
     except Exception as error:
@@ -265,7 +271,7 @@ def evaluate(
     run: RunFolder,
     data: Annotated[
         str | None,
-        typer.Option(metavar="SOURCE", help="A data set, as in [data] source.", show_default="the run's"),
+        typer.Option(metavar="SOURCE", help="A data set, as in \\[data] source.", show_default="the run's"),
     ] = None,
     image: ImageColumn = None,
     label: LabelColumn = None,
@@ -287,7 +293,7 @@ def evaluate(
     if found.accuracies is not None:
         means = [("mean", f"{100 * found.accuracy:.2f}", f"{found.loss:.4f}")]
         each = [(str(i), f"{100 * accuracy:.2f}", "") for i, accuracy in enumerate(found.accuracies)]
-        print_tables([simple_table(None, ("client", "accuracy [%]", "loss"), [*each, *means])])
+        print_tables([simple_table(None, (found.who, "accuracy [%]", "loss"), [*each, *means])])
         return
     rows = [
         ("A", f"{100 * found.accuracy:.2f}", f"{found.loss:.4f}"),
@@ -305,7 +311,8 @@ def export(
     client: Annotated[
         str | None,
         typer.Option(
-            metavar="N", help="Whose network, of a split run; 'new': of a client never seen before."
+            metavar="N",
+            help="Whose network, of a split or gossip run; 'new': of a client never seen before; 'mean': of all nodes.",
         ),
     ] = None,
 ) -> None:
@@ -388,6 +395,7 @@ def _show_runs(folders: Sequence[Path], as_json: bool, plots: Path | None = None
     if not as_json:
         # Before the plots: a folder that cannot be written to is no reason to keep the numbers back.
         print_tables([*render(tables, width()), *(render_ranking(ranking, width()) if ranking else ())])
+        print("\n".join(dict.fromkeys([*tables["notes"], *(ranking["notes"] if ranking else ())])))
     files: list[Path] = []
     if plots is not None and can_draw():
         files = [*draw(groups, plots), *([draw_ranking(ranking, groups, plots)] if ranking else [])]
@@ -395,7 +403,5 @@ def _show_runs(folders: Sequence[Path], as_json: bool, plots: Path | None = None
         scored = {"score": ranking} if ranking else {}
         print_json({**tables, **scored, "plots": [str(file) for file in files]})
     else:
-        notes = dict.fromkeys([*tables["notes"], *(ranking["notes"] if ranking else ())])
-        places = [f"plot: {file}" for file in files] if plots else [f"record: {f}" for f in folders]
-        print("\n".join([*notes, *places]))
+        print("\n".join([f"plot: {file}" for file in files] if plots else [f"record: {f}" for f in folders]))
     return tables

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import re
 import shlex
 import time
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _SHORTEST_SECONDS = 10.0
 _OLD_SECONDS = 60.0
+_HOST = re.compile(r"(?=.{1,253}$)([A-Za-z0-9-]{1,63}\.)*[A-Za-z0-9-]{1,63}|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*")
 _COLUMNS = ("device", "state", "MAC/s", "width", "MACs", "bytes up", "bytes down")
 
 Output = Annotated[
@@ -57,6 +59,10 @@ def fleet(
 
     experiment = load(file, overrides or ())
     check(experiment)
+    if not _HOST.fullmatch(host):
+        raise UserError(
+            f"--host {host!r}: should be a name or an address, such as fleet.example.org or 10.0.0.1"
+        )
     nodes = _nodes(experiment, nodes)
     folder = output or Path(experiment.experiment.name)
     write_app(experiment, folder, Path("runs").resolve())

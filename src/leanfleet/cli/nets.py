@@ -36,7 +36,7 @@ class NetsCommand(TyperCommand):
         following = [*args[1:], "-"]
         bare = [
             f"{_CUT}=" if arg == _CUT and after.startswith("-") else arg
-            for arg, after in zip(args, following, strict=True)
+            for arg, after in zip(args, following, strict=False)
         ]
         return super().parse_args(ctx, bare)
 

@@ -114,12 +114,14 @@ def search(
             resume=resume,
             watch=display,
         )
-    plot = picture if can_draw() else None
-    _show(out, lut, as_json, plot)
-    if plot is None:
-        print("note: no plot; it needs matplotlib: pip install 'leanfleet[plots]'", file=sys.stderr)
+    drawn = can_draw() and bool(lut.about.get("uniform"))
+    _show(out, lut, as_json, picture if drawn else None)
+    if drawn:
+        draw_front(lut, picture)
+    elif can_draw():
+        print("note: no plot; there was no time to measure anything", file=sys.stderr)
     else:
-        draw_front(lut, plot)
+        print("note: no plot; it needs matplotlib: pip install 'leanfleet[plots]'", file=sys.stderr)
 
 
 def lut(

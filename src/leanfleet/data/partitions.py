@@ -54,6 +54,8 @@ def parse_partition(spec: str) -> tuple[str, float | None]:
     name, text = match.groups() if match else (spec, None)
     if name in _PLAIN and text is None:
         return name, None
+    if match is None and "(" in spec:
+        raise DataError(f"partition '{spec}': should be a name, or a name and a number, such as skew(0.8)")
     if name not in _ARGUMENTS:
         raise DataError(f"partition '{spec}' is unknown{did_you_mean(name, {*_PLAIN, *_ARGUMENTS})}")
     example, default, valid = _ARGUMENTS[name]

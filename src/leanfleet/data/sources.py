@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -228,6 +229,8 @@ def _fetch(hub: str, before: str, advice: str) -> datasets.DatasetDict:
     level = log.level
     try:
         log.setLevel(logging.ERROR)  # without a network it warns of each of its retries; one line is enough
+        # It may take long, and longer where there is no network.
+        print(f"asking the hub for hf:{hub}", file=sys.stderr, flush=True)
         return datasets.load_dataset(hub)
     except (
         Exception

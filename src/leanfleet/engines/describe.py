@@ -16,6 +16,7 @@ from leanfleet.data import KNOWN, find
 from leanfleet.engines.local import default_workers
 from leanfleet.errors import NetworkError, UserError
 from leanfleet.nets import NETWORKS, build
+from leanfleet.nets.own import maker
 from leanfleet.split import cut, places
 from leanfleet.subnet import SubnetPlan
 
@@ -142,6 +143,8 @@ def _built(
     reference = NETWORKS.get(name)
     shape = shape or (reference.shape if reference else None)
     if shape is None and ":" in name:
+        # Whether it is there is said first.
+        maker(name, None, {"classes": classes, "shape": None})
         raise NetworkError(f"network '{name}': say what images it takes, for example --shape 3,32,32")
     return build(name, classes=classes, shape=shape), shape or ()
 

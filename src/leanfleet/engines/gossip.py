@@ -143,11 +143,11 @@ class GossipCenter(Gossip):
         others = [
             n.removeprefix(f"{first}/others/") for n in self._states if n.startswith(f"{first}/others/")
         ]
-        means = {name: _mean(self._states[f"{i}/others/{name}"] for i in self.nodes) for name in others}
+        means = {name: mean(self._states[f"{i}/others/{name}"] for i in self.nodes) for name in others}
         return {**self.method.training.layout.views(self._mean_z()), **means}
 
     def _mean_z(self) -> Tensor:
-        return _mean(self._z(i) for i in self.nodes)
+        return mean(self._z(i) for i in self.nodes)
 
     def _z(self, i: int) -> Tensor:
         return self._states[f"{i}/x"] / self._weight(i)
@@ -276,7 +276,7 @@ class GossipCenter(Gossip):
         return [decode(answer) for answer in pool.ask(requests)]
 
 
-def _mean(tensors: Iterable[Tensor]) -> Tensor:
+def mean(tensors: Iterable[Tensor]) -> Tensor:
     """Return the mean, summed up in float64 and in order; of whole numbers it is rounded down."""
     total, count = None, 0
     for tensor in tensors:

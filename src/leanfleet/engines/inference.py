@@ -19,8 +19,10 @@ from leanfleet.data import load as load_named
 from leanfleet.engines.center import named
 from leanfleet.engines.devices import recalibrated
 from leanfleet.engines.federated import evaluate_on
-from leanfleet.engines.job import FederatedJob, SplitJob, federated_job, make_job
+from leanfleet.engines.job import AnyJob, GossipJob, SplitJob, make_job
 from leanfleet.engines.local import default_workers
+from leanfleet.engines.node_models import model_of, models
+from leanfleet.engines.nodes import judge
 from leanfleet.engines.personal import Whole, network_of, parse_who, stats_of
 from leanfleet.engines.split import SplitCenter
 from leanfleet.engines.staff import Staff
@@ -39,11 +41,13 @@ class Evaluation:
         samples: Test samples.
         round: The rounds it was trained.
         accuracy: Evaluation A, a fraction: norms use each test batch's own statistics. Split methods: the mean over
-            clients, each on test data like its own.
-        accuracy_recalibrated: Evaluation B: norms use the statistics of training images. None for split methods.
+            clients, each on test data like its own. Gossip: the mean over nodes, each with its own statistics.
+        accuracy_recalibrated: Evaluation B: norms use the statistics of training images. None for split methods and
+            gossip.
         loss: Mean cross entropy, evaluation A.
         loss_recalibrated: The same, evaluation B.
-        accuracies: Of every client, for split methods; else None.
+        accuracies: Of every client or node, for split and gossip methods; else None.
+        who: Whose those are.
     """
 
     data: str
@@ -54,6 +58,7 @@ class Evaluation:
     loss: float
     loss_recalibrated: float | None
     accuracies: tuple[float, ...] | None = None
+    who: str = "client"
 
 
 def evaluate(
@@ -89,6 +94,13 @@ def evaluate(
         if isinstance(source, str):
             source = load_named(source, folder=job.experiment.data.folder, image=image, label=label)
         job = dataclasses.replace(job, data=_tested_on(job.data, source))
+    if isinstance(job, GossipJob):
+        judged = judge(job, models(job, latest), torch.device(device)).values()
+        samples, nodes = len(job.data.test), len(judged)
+        each = tuple(hits / samples for hits, _ in judged)
+        loss = sum(loss for _, loss in judged) / samples / nodes
+        accuracy = sum(each) / nodes
+        return Evaluation(job.data.name, samples, latest.round, accuracy, None, loss, None, each, "node")
     count = workers or default_workers()
     with Staff(device) as staff:
         pool = staff.for_job(job, count)
@@ -116,7 +128,8 @@ def trained(
     Args:
         folder: The run's record.
         data: The run's own data, where it is not data that a file can name.
-        client: Whose network, for split methods: a number, or "new" for a client that has never been seen.
+        client: Whose network, for split methods: a number, or "new" for a client that has never been seen; for gossip:
+            a number, or None for the mean of all nodes' models.
 
     Raises:
         RecordError: The record is missing, damaged or has no checkpoint yet.
@@ -132,6 +145,10 @@ def trained(
         who = parse_who(client, job.devices)
         mean, std = stats_of(job, who)
         return network_of(job, latest, who), dataclasses.replace(job.data, mean=mean, std=std)
+    if isinstance(job, GossipJob):
+        net = copy.deepcopy(job.net)
+        net.load_state_dict(model_of(models(job, latest), client))
+        return net.eval().requires_grad_(False), job.data
     if client is not None:
         raise UserError(f"{folder}: its network is the same for all; leave out --client")
     params = job.method.deployed(named(latest.tensors, "params/"))
@@ -199,18 +216,17 @@ _FORMATS: Mapping[str, Callable[[Path, nn.Module, Tensor, Mapping[str, str]], No
 }
 
 
-def _open(folder: Path, data: DataSet | None) -> tuple[FederatedJob | SplitJob, Checkpoint]:
+def _open(folder: Path, data: DataSet | None) -> tuple[AnyJob, Checkpoint]:
     """Return a run's job and where it stands."""
     record = Run.open(folder)
     latest = record.latest()
     if latest is None:
         raise RecordError(f"{folder}: has no checkpoint yet: no round of it is done")
-    experiment = load(record.experiment_file)
-    if experiment.method.family == "split":
-        job = make_job(experiment, data)
-        assert isinstance(job, SplitJob)
-        return job, latest
-    return federated_job(experiment, data), latest
+    if "ranks" in latest.state["center"]:
+        raise RecordError(
+            f"{folder}: was made by real processes, and each has its own node: nothing here to use"
+        )
+    return make_job(load(record.experiment_file), data), latest
 
 
 def _tested_on(own: DataSet, other: DataSet) -> DataSet:

@@ -17,10 +17,11 @@ from leanfleet.engines.job import AnyJob, FederatedJob, GossipJob, SplitJob, mak
 from leanfleet.engines.loop import Loop, Progress, Watch, say_notes
 from leanfleet.engines.split import SplitCenter
 from leanfleet.engines.staff import Staff
-from leanfleet.errors import RecordError
+from leanfleet.errors import RecordError, UserError
 from leanfleet.experiment import Experiment, dumps, load, override
 from leanfleet.runs import Checkpoint, Run
 from leanfleet.subnet.lut import Lut
+from leanfleet.workers import check_main
 
 _LUT = "lut.safetensors"
 
@@ -51,6 +52,9 @@ def run(
         WorkerError: A worker died; the record can be resumed.
         StorageError: The disk refused; the record can be resumed.
     """
+    check_main()
+    if not isinstance(experiment, Experiment):
+        raise UserError(f"run: {experiment!r} is no experiment; load it first: leanfleet.load(FILE)")
     if data is not None:
         # The record must not name data that were not used.
         own = experiment.data.model_copy(update={"source": f"python:{data.name}"})

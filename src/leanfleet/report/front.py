@@ -17,8 +17,10 @@ _LINES = (
 )
 
 
-def draw_front(lut: Lut, path: Path) -> Path:
+def draw_front(lut: Lut, path: Path) -> Path | None:
     """Draw what a table's vectors lose against what they cost, one standard error up and down; return the file.
+
+    None where nothing was measured.
 
     Args:
         lut: A table that a search has written.
@@ -29,10 +31,17 @@ def draw_front(lut: Lut, path: Path) -> Path:
     """
     from matplotlib.figure import Figure
 
+    lines = [
+        line
+        for line in _LINES
+        if lut.about.get(line[0]) and (line[0] == "uniform" or lut.origin != "uniform")
+    ]
+    if not lines:
+        return None
     figure = Figure(figsize=(6.4, 4.2), dpi=150, layout="constrained")
     axes = figure.subplots()
     about = lut.about
-    for key, label, style, colour in _LINES:
+    for key, label, style, colour in lines:
         points = sorted(about.get(key, []), key=lambda point: point[0])
         x, y, error = np.array(points, dtype=np.float64).reshape(-1, 3).T
         axes.errorbar(
@@ -70,7 +79,7 @@ def _title(lut: Lut) -> str:
     seeds = (
         [f"standard error of {count} seeds"]
         if count > 1
-        else [f"{count} seeds"]
+        else ["one seed"]
         if "fresh_seeds" in lut.about
         else []
     )

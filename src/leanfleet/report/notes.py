@@ -12,7 +12,7 @@ _TABLES = {"uniform": "one rate for all layers (leanfleet search finds better on
 
 def notes(groups: Sequence[Group]) -> list[str]:
     """Return what holds for these groups, whatever is said of them: how accuracy is meant, what is incomplete."""
-    return [*_accuracy(groups), *_data(groups), *_unfinished(groups), *_bounds(groups)]
+    return [*_accuracy(groups), *_data(groups), *_unfinished(groups), *_cut(groups), *_bounds(groups)]
 
 
 def federated_notes(groups: Sequence[Group]) -> list[str]:
@@ -77,6 +77,16 @@ def _partition(record: Record) -> str:
 def _unfinished(groups: Sequence[Group]) -> list[str]:
     names = [r.name for group in groups for r in group.records if not r.finished]
     return [f"not finished yet: {', '.join(names)}"] if names else []
+
+
+def _cut(groups: Sequence[Group]) -> list[str]:
+    return [
+        f"{r.name}: ended after round {r.totals['rounds']} of {r.config['experiment']['rounds']}: "
+        f"[budget] {r.totals['ended_by']} is used up"
+        for group in groups
+        for r in group.records
+        if r.finished and r.totals.get("ended_by") not in (None, "rounds")
+    ]
 
 
 def _bounds(groups: Sequence[Group]) -> list[str]:

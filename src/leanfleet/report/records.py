@@ -67,8 +67,9 @@ class Record:
 
     @property
     def evaluations(self) -> list[dict[str, Any]]:
-        """The rounds that ended with an evaluation."""
-        return [event for event in self.events if event.get("accuracy") is not None]
+        """The rounds that ended with an evaluation, final rounds included."""
+        # Without final rounds there is nothing at the end but norms' statistics taken anew: no round.
+        return [e for e in self.events if e.get("accuracy") is not None and e.get("final_rounds") != 0]
 
     def curve(self, over: str) -> tuple[list[float], list[float]]:
         """Return accuracy (a fraction, evaluation A) at every evaluation.

@@ -43,6 +43,7 @@ OPTIMISER: Final = Optimiser(0.1, weight_decay=1e-3)
 # How short trainings drop channels, and what a training step costs in forward passes: for who reads a table.
 _TRAINED: Final = {"drop": "fixed", "scale": True, "phi": PHI}
 _FRESH = 10**9
+_SAME = 1e-6
 # A look at the final front that time cuts off is lost.
 _CAREFUL = 0.8
 # Worker processes take seconds to start: a search that has no more time than this does without.
@@ -130,7 +131,9 @@ def search(
     finally:
         pool.close()
     about = {**settings, **_TRAINED, "version": version("leanfleet"), **found.about}
-    origin = f"search ({protocol.name}, {data.name})" if any(about["questions"]) else "uniform"
+    # Where time was too short for more than one rate for all layers, nothing was found.
+    found_any = any(np.ptp(row.rates) > _SAME for row in found.rows)
+    origin = f"search ({protocol.name}, {data.name})" if found_any else "uniform"
     lut = Lut.costed(found.plan, found.rows, origin, about)
     lut.save(out)
     state.remove()

@@ -185,7 +185,7 @@ class Lut:
         except (OSError, RecordError) as error:
             raise LutError(str(error)) from error
         except (KeyError, ValueError, TypeError) as error:
-            raise LutError(f"{path} is no lookup table of leanfleet ({error})") from error
+            raise LutError(f"{path}: no table of dropout vectors; leanfleet search makes one") from error
         lut._check_values(path, header.get("format"))
         return lut
 

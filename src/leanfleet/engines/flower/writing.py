@@ -38,7 +38,7 @@ server = flower.server_app(Path(__file__).parent)
 # Flower leaves a folder of this name out of what it sends around.
 _HOME = ".flwr"
 _RUNTIME_PORT = 9094
-_AUTHORITY, _DAYS = "leanfleet CA", 365
+_AUTHORITY, _SERVER, _DAYS = "leanfleet CA", "leanfleet SuperLink", 365
 ENVIRONMENT = "environment.sh"
 """The file of an app that sets what every command wants."""
 _SETTINGS = (
@@ -165,7 +165,8 @@ def _certificates(authority: PrivateKey, server: PrivateKey, host: str) -> tuple
     local = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
     names = x509.SubjectAlternativeName([named, *(name for name in local if name != named)])
     root = _signed(_AUTHORITY, authority, authority, x509.BasicConstraints(ca=True, path_length=0))
-    return root, _signed(host, server, authority, names)
+    # Names are looked for among the alternatives; that of the subject may not be long.
+    return root, _signed(_SERVER, server, authority, names)
 
 
 def _signed(subject: str, key: PrivateKey, authority: PrivateKey, extension: ExtensionType) -> Certificate:
