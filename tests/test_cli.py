@@ -22,7 +22,7 @@ from command_line import Cli, Result, refused
 from leanfleet import experiment
 from leanfleet.cli import app
 from leanfleet.experiment import loads
-from leanfleet.nets import build
+from leanfleet.nets import NETWORKS, build
 from leanfleet.runs import Run
 from leanfleet.subnet import SubnetPlan
 from leanfleet.subnet.lut import Lut
@@ -122,14 +122,15 @@ def test_a_wrong_command_line_is_one_line(cli: Cli) -> None:
     assert "Usage" in nothing.out
 
 
-def test_an_interrupted_run_goes_on_to_its_end(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_goes_on_to_its_end(tmp_path: Path, number: signal.Signals) -> None:
     (tmp_path / "tiny.toml").write_text(TINY)
     sets = ("--set", "experiment.rounds=40", "--set", "experiment.eval_every=20")
     begun = process(tmp_path, "run", "tiny.toml", "--workers", "1", *sets)
     events = tmp_path / "runs" / "tiny" / "events.jsonl"
     while not events.exists() and begun.poll() is None:
         time.sleep(0.02)
-    begun.send_signal(signal.SIGINT)
+    begun.send_signal(number)
     interrupted = finish(begun)
     assert interrupted.code == 130
     assert "Traceback" not in interrupted.err
@@ -170,11 +171,41 @@ def test_what_can_be_done_with_a_run(cli: Cli) -> None:
     refused(cli("export", "runs/tiny", "-o", "net.onnx"), 2, "net.onnx", ".safetensors, .pt2")
 
 
+def test_a_budget_that_ends_a_run_is_told(cli: Cli) -> None:
+    assert "tiny: ended after round 1 of 2: [budget] macs is used up" in tiny(cli, "budget.macs=1.0").out
+
+
+def test_a_record_without_its_state_is_not_begun_anew_in_silence(cli: Cli) -> None:
+    assert tiny(cli).code == 0
+    for name in ("state.json", "summary.json"):
+        Path("runs/tiny", name).unlink()
+    refused(cli("resume", "runs/tiny"), 2, "state.json: missing, though rounds were played")
+    Path("runs/tiny/state.json").write_text("{}")
+    refused(cli("resume", "runs/tiny"), 2, "state.json: damaged: checkpoints: Field required")
+
+
+def test_a_script_that_starts_a_run_when_it_is_imported_is_told(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(TINY)
+    (tmp_path / "script.py").write_text(
+        "import leanfleet\nleanfleet.run(leanfleet.load('tiny.toml'), workers=2)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode != 0
+    assert "put that below if __name__ == '__main__':" in done.stderr
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["tiny"], "no worker has begun a record"
+
+
 def test_nets_and_doctor(cli: Cli) -> None:
     found = json.loads(cli("nets", "femnist-cnn", "--json").out)
     assert {"macs", "macs_conv", "params", "groups"} <= set(found)
     assert (found["macs"], found["params"], len(found["groups"])) == (4_015_616, 330_430, 2)
     assert "4,015,616" in cli("nets", "femnist-cnn", "--keep", "conv1").out
+    every = cli("nets")
+    assert every.code == 0
+    assert all(name in every.out for name in NETWORKS)
+    refused(cli("nets", "nofile.py:net"), 2, "nofile.py")
     assert json.loads(cli("doctor", "--json").out)["data"]["digits"] == "built in"
     assert "data sets" in cli("doctor").out
 

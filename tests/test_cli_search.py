@@ -75,7 +75,8 @@ def test_a_budget_for_nothing_makes_a_table_that_says_so(cli: Cli) -> None:
     table = Lut.load(Path("net.lut"))
     assert table.origin == "uniform"
     assert "short trainings 0 of 16" in result.out
-    assert Path("net.png").exists()
+    assert "no plot; there was no time to measure anything" in result.err
+    assert not Path("net.png").exists()
 
 
 def test_json_has_every_row(cli: Cli) -> None:

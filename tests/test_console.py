@@ -31,6 +31,24 @@ def test_a_line_says_how_far_a_run_is() -> None:
     assert len(describe(progress(999, rounds=1000), 59.6, short=True)) < 34
 
 
+def test_rounds_after_the_last_one_have_a_time_of_their_own(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Display(Path("runs")) as display:
+        for step in range(5):
+            display(progress(10, share=0.1 * (step + 1)))
+            clock[0] += 5.0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith("distreal-s0: final rounds 50%, acc 93.1%")
+    # 25 seconds for the four tenths that were seen.
+    assert lines[-1].endswith("ETA 0:31")
+
+
+def test_what_others_say_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    print_tables([simple_table(None, ("device", "state"), [("1", "[/x] [bold]no[/bold]")])])
+    assert "[/x] [bold]no[/bold]" in capsys.readouterr().out
+
+
 def test_a_pipe_gets_a_line_every_few_seconds_and_the_last(
     clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -197,8 +197,12 @@ def test_without_any_named_checkpoint_the_record_is_damaged(root: Path) -> None:
     [
         ("state.json", "{", "state.json: damaged: "),
         ("state.json", "[]", "state.json: damaged: not a JSON object"),
-        ("state.json", "{}", "state.json: damaged: Field required"),
-        ("state.json", '{"checkpoints": []}', "state.json: damaged: Tuple should have at least 1 item"),
+        ("state.json", "{}", "state.json: damaged: checkpoints: Field required"),
+        (
+            "state.json",
+            '{"checkpoints": []}',
+            "state.json: damaged: checkpoints: Tuple should have at least 1 item",
+        ),
         ("events.jsonl", "", "events.jsonl: cut short: 0 of "),
     ],
 )

@@ -77,6 +77,8 @@ class Display:
         elif self._began is None and _done(progress) > self._start:
             # Not sooner: the first device waits until workers have started, and would make hours of minutes.
             self._began = (time.monotonic(), _done(progress))
+        if _ends(progress) and self._ending is None:
+            self._ending = (time.monotonic(), progress.share)
         if self._resumes is None:
             self._resumes = self._root / progress.run
         self._last = progress
@@ -105,8 +107,7 @@ class Display:
         return number if narrow else f"run {number} {progress.run}"
 
     def _seconds_left(self, progress: Progress) -> float | None:
-        if _ends(progress):
-            self._ending = self._ending or (time.monotonic(), progress.share)
+        if self._ending is not None:
             seconds, done = time.monotonic() - self._ending[0], progress.share - self._ending[1]
             return seconds / done * (1 - progress.share) if done > 0 else None
         left = progress.rounds - _done(progress)

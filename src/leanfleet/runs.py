@@ -296,8 +296,8 @@ class Run:
         """Return what is known of the checkpoints, newest first, from the newest one that is still there."""
         path = self.folder / "state.json"
         if not path.exists():
-            if len(self.events()) > 1:
-                # After the first round it is there, whatever happens.
+            if len(list(self.folder.glob("checkpoint-*.safetensors"))) > 1:
+                # After the first checkpoint it is there, whatever happens.
                 raise RecordError(f"{path}: missing, though rounds were played; begin anew in another folder")
             return ()
         try:

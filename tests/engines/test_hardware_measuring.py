@@ -39,7 +39,9 @@ class Machine:
         self.slept += seconds
 
     def clock(self, believed: Profile | None = None, caps: Caps = NO_CAPS) -> MeasuredClock:
-        return MeasuredClock(believed or self.profile, caps, self.t, self.now, self.sleep, lambda: self.computed)
+        return MeasuredClock(
+            believed or self.profile, caps, self.t, self.now, self.sleep, lambda: self.computed
+        )
 
     def compute(self, macs: float) -> None:
         self.computed += self.profile.seconds(macs)

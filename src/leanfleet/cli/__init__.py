@@ -85,7 +85,7 @@ app.command()(score)
 def main() -> None:
     """Run the command line; every error becomes one line on stderr and an exit code."""
     # As Ctrl-C: what is kept is said, and workers end in order.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         sys.exit(app(prog_name="leanfleet", standalone_mode=False))
     except click.UsageError as error:
@@ -94,13 +94,12 @@ def main() -> None:
             sys.exit(error.exit_code)
         path = error.ctx.command_path if error.ctx else "leanfleet"
         _fail(f"{error.format_message().rstrip('.')} ({path} --help shows how)", error.exit_code)
-    except click.Abort:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
     except LeanfleetError as error:
         _fail(str(error), 2 if isinstance(error, UserError) else 1)
     except Exception as error:
         _fail(f"{type(error).__name__}: {error} (unexpected: --debug shows where)", 1)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _fail(message: str, code: int) -> None:

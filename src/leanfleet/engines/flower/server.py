@@ -38,7 +38,6 @@ def app(experiment: Experiment) -> ServerApp:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         # Not the root logger: Flower sends that one's lines to the SuperLink, and logs that it does.
         log.addHandler(handler)
-        log.setLevel(logging.INFO)
         serve(grid, experiment, Terms.of(context.run_config))
 
     return made
@@ -46,6 +45,7 @@ def app(experiment: Experiment) -> ServerApp:
 
 def serve(grid: Grid, experiment: Experiment, terms: Terms) -> Run:
     """Play all rounds with the devices behind a grid, or those that a record still lacks; return the record."""
+    log.setLevel(logging.INFO)
     resumed = Run.open(Path(terms.resume)) if terms.resume else None
     if resumed is not None and resumed.finished:
         log.info("%s: already finished", resumed.folder)
