@@ -102,9 +102,9 @@ def test_progress_goes_to_stderr_in_plain_lines(cli: Cli, monkeypatch: pytest.Mo
     lines = result.err.splitlines()
     assert "\x1b" not in result.err
     assert [line.split()[0] for line in lines] == sorted(
-        (line.split()[0] for line in lines), key=["pre-training", "anchors", "generation", "final"].index
+        (line.split()[0] for line in lines), key=["pre-training", "anchors", "search", "final"].index
     )
-    searching = [line for line in lines if line.startswith("generation 1/2")]
+    searching = [line for line in lines if line.startswith("search 1/2, the next ")]
     assert searching
     assert all(", hypervolume (loss) " in line and "ETA 0:" in line for line in searching)
 

@@ -166,6 +166,17 @@ def simple_table(title: str | None, names: Sequence[str], rows: Iterable[Sequenc
     return table
 
 
+def fitting_tables(title: str, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[Table]:
+    """Return a table, or a small one for each row where the console is too narrow for it."""
+    from leanfleet.report.tables import columns, narrow
+
+    lines = [tuple(map(str, row)) for row in rows]
+    whole = simple_table(title, names, lines)
+    if columns(whole) <= width():
+        return [whole]
+    return [narrow(zip(names, line, strict=True)) for line in lines]
+
+
 def print_tables(tables: Iterable[Table]) -> None:
     """Print tables on stdout, with a line between."""
     console = Console(width=width())

@@ -256,13 +256,18 @@ def report(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="DIR", help="Where to put the plots.", show_default="the first RUN"
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="Where to put the plots.",
+            show_default="RUN; report/ for several",
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Print tables of runs and draw their learning curves; of several seeds, mean and deviation."""
-    _show_runs(runs, as_json, plots=output or runs[0])
+    # The pictures of a record are its own.
+    _show_runs(runs, as_json, plots=output or (runs[0] if len(runs) == 1 else Path("report")))
 
 
 @app.command()

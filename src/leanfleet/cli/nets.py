@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperCommand
 
 from leanfleet.cli.options import Json
-from leanfleet.console import busy, print_json, print_tables, simple_table
+from leanfleet.console import busy, fitting_tables, print_json, print_tables, simple_table
 from leanfleet.errors import UserError
 
 _CUT = "--cut"
@@ -78,7 +78,7 @@ def nets(
         if as_json:
             print_json(found)
         else:
-            print_tables([simple_table("reference networks", _WHOLE, map(_network_cells, found))])
+            print_tables(fitting_tables("reference networks", _WHOLE, map(_network_cells, found)))
         return
     one = network(name, keep=keep, classes=classes, shape=image)
     if as_json:
@@ -114,7 +114,7 @@ def _show_cut(
             print_json(found)
         else:
             title = f"places to cut {name}: on the client, and there, on the server"
-            print_tables([simple_table(title, _PLACES, map(_place_cells, found))])
+            print_tables(fitting_tables(title, _PLACES, map(_place_cells, found)))
         return
     one = cut_at(name, at, classes=classes, shape=shape)
     if as_json:

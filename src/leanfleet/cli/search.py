@@ -17,7 +17,7 @@ from leanfleet.console import clock, print_json, print_tables, progress_bars, si
 from leanfleet.errors import StorageError, UserError, WorkerError
 
 if TYPE_CHECKING:
-    from leanfleet.search import Progress
+    from leanfleet.search import Progress, Protocol
     from leanfleet.subnet.lut import Lut
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -98,7 +98,7 @@ def search(
     for path in (out, picture):
         if path.exists():
             raise UserError(f"-o {out}: {path} is there already; take another name, or remove it first")
-    with SearchDisplay(out, PROTOCOLS[protocol].measure) as display:
+    with SearchDisplay(out, PROTOCOLS[protocol]) as display:
         lut = run_search(
             network,
             load(data, image=image, label=label),
@@ -151,11 +151,13 @@ class SearchDisplay:
 
     Args:
         out: File of the table.
-        measure: What hypervolumes on the way are of.
+        protocol: How it searches.
     """
 
-    def __init__(self, out: Path, measure: str) -> None:
-        self._out, self._measure = out, measure
+    def __init__(self, out: Path, protocol: Protocol) -> None:
+        self._out, self._measure = out, protocol.measure
+        # A fitted model asks a few times, and has no generations.
+        self._titles = _TITLES | ({"search": "search"} if protocol.strategy == "model" else {})
         self._bars = progress_bars()
         self._printed = time.monotonic()
         self._task: Any = None
@@ -183,7 +185,7 @@ class SearchDisplay:
         """Show progress; the search's `watch`."""
         measured = progress.hypervolume
         volume = "" if measured is None else f", hypervolume ({self._measure}) {measured:.3f}"
-        title = f"{_TITLES[progress.phase]} {progress.step}/{progress.steps}"
+        title = f"{self._titles[progress.phase]} {progress.step}/{progress.steps}"
         status = f"ETA {clock(progress.seconds_left)}{volume}"
         if self._bars is not None:
             done = progress.step + progress.share
@@ -191,7 +193,7 @@ class SearchDisplay:
                 self._task, description=title, total=progress.steps, completed=done, status=status
             )
         elif time.monotonic() - self._printed >= _SECONDS_BETWEEN_LINES:
-            print(f"{title} ({100 * progress.share:.0f}%): {status}", file=sys.stderr, flush=True)
+            print(f"{title}, the next {progress.share:.0%} done: {status}", file=sys.stderr, flush=True)
             self._printed = time.monotonic()
 
 

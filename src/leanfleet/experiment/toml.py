@@ -221,6 +221,8 @@ class _Reader:
             )
             return f"{start} {key}: unknown key{_home(key) or near}"
         what = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        if error["type"] == "missing":
+            return f"{start} {key} = {_shown(error['input'])}: too few values"
         if key is None:
             return f"{start} {what}"
         entry = "".join(f"[{part}]" for part in error["loc"][1:] if isinstance(part, int))

@@ -148,15 +148,17 @@ def _mutual(links: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
 
 
 def _legend(figure: Figure, graph: Graph, shown: int) -> None:
-    """Name the colours, of which there are two in a graph or one that needs no name."""
+    """Name the colours; where all links are one way nobody asks."""
     from matplotlib.lines import Line2D
 
     mutual = np.concatenate([_mutual(_links(graph, number)) for number in range(shown)])
-    if mutual.any() and not mutual.all():
-        lines = [
-            Line2D([], [], color=colour, label=label)
-            for colour, label in ((_ONE_WAY, "one way"), (_BOTH_WAYS, "both ways"))
-        ]
+    if mutual.any():
+        names = (
+            [(_BOTH_WAYS, "both ways")]
+            if mutual.all()
+            else [(_ONE_WAY, "one way"), (_BOTH_WAYS, "both ways")]
+        )
+        lines = [Line2D([], [], color=colour, label=label) for colour, label in names]
         figure.legend(handles=lines, loc="outside lower center", ncols=2, frameon=False)
 
 

@@ -59,17 +59,25 @@ def summarise(groups: Sequence[Group]) -> Tables:
 def render(tables: Tables, width: int) -> list[Table]:
     """Return the accuracy table and the cost table for a console of `width` columns.
 
-    Where they do not fit, a small table for each group takes their place. Fixed times at which no group had been
-    evaluated are left out, and so are evaluation B and a server's MACs where no group has them.
+    Where they do not fit, groups stand side by side in one table of all numbers, as many as there is room for, and
+    below that the next ones. Fixed times at which no group had been evaluated are left out, and so are evaluation B and
+    a server's MACs where no group has them.
     """
     accuracy, cost = _accuracy_lines(tables), _cost_lines(tables)
     both = [wide("accuracy of the network in use [%]", accuracy), wide("cost", cost)]
     if all(columns(table) <= width for table in both):
         return both
-    return [
-        narrow(zip(accuracy[0] + cost[0][1:], row + costs[1:], strict=True))
-        for row, costs in zip(accuracy[1:], cost[1:], strict=True)
-    ]
+    head, *lines = [one + other[1:] for one, other in zip(accuracy, cost, strict=True)]
+    for count in range(len(lines), 1, -1):
+        found = [side_by_side(head, lines[at : at + count]) for at in range(0, len(lines), count)]
+        if all(columns(table) <= width for table in found):
+            return found
+    return [narrow(zip(head, line, strict=True)) for line in lines]
+
+
+def side_by_side(head: tuple[str, ...], lines: Sequence[tuple[str, ...]]) -> Table:
+    """Return a table with a column for each line, whose names are those of the head."""
+    return wide(None, list(zip(head, *lines, strict=True)))
 
 
 def spread_of(values: Sequence[float | None]) -> Spread | None:
@@ -206,7 +214,7 @@ def _cost_cells(row: dict[str, Any], serves: bool) -> tuple[str, ...]:
     )
 
 
-def wide(title: str, lines: Sequence[tuple[str, ...]]) -> Table:
+def wide(title: str | None, lines: Sequence[tuple[str, ...]]) -> Table:
     """Return a table of which the first line is the head; the first column stands to the left, others to the right."""
     table = empty_table(title)
     for number, name in enumerate(lines[0]):

@@ -10,13 +10,13 @@ import math
 from dataclasses import dataclass
 
 import torch
-from flwr.app import Context, Message
+from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
 
 from leanfleet.data import load
 from leanfleet.engines.devices import make_pacer, take_part
-from leanfleet.engines.flower.here import Here
-from leanfleet.engines.flower.messages import REGISTER, Registration, Result, Task, payload_of
+from leanfleet.engines.flower.here import Here, answering
+from leanfleet.engines.flower.messages import Registration, Result, Task, payload_of
 from leanfleet.engines.hardware.measuring import MeasuredClock, MeasuredPacer, Profile, calibrate
 from leanfleet.engines.hardware.memory import fit_memory
 from leanfleet.engines.job import FederatedJob, Parts, federated_job
@@ -32,24 +32,7 @@ def app(experiment: Experiment) -> ClientApp:
     A node's configuration says which device it is (`partition-id`), where its own data are if it does not take a share
     of the experiment's (`data`), and what its owner allows (`cpu-share`, `memory-mb`, `only-charging`).
     """
-    made = ClientApp()
-
-    @made.query(REGISTER.partition(".")[2])
-    def register(message: Message, context: Context) -> Message:
-        node = _Node.of(experiment, context)
-        rate = node.job.means(node.here.device).rate(0.0) if node.here.virtual else node.rate()
-        told = Registration(
-            node.here.device, node.own, node.job.samples(node.here.device), rate, node.here.age()
-        )
-        return Message(told.packed(), reply_to=message)
-
-    @made.train()
-    def train(message: Message, context: Context) -> Message:
-        node = _Node.of(experiment, context)
-        result, up = node.train(Task.read(message.content), payload_of(message.content))
-        return Message(result.packed(up), reply_to=message)
-
-    return made
+    return answering(lambda context: _Node.of(experiment, context))
 
 
 @dataclass(frozen=True)
@@ -80,9 +63,18 @@ class _Node:
             log.warning("device %d: %s", self.here.device, error)
             return 0.0
 
-    def train(self, task: Task, down: bytes) -> tuple[Result, bytes]:
-        if self.here.virtual:
-            return self._train_virtually(task, down)
+    def registration(self) -> Registration:
+        """See `Answering`."""
+        here, job = self.here, self.job
+        rate = job.means(here.device).rate(0.0) if here.virtual else self.rate()
+        return Registration(here.device, self.own, job.samples(here.device), rate, here.age())
+
+    def answer(self, content: RecordDict) -> tuple[Result, bytes]:
+        """See `Answering`."""
+        task, down = Task.read(content), payload_of(content)
+        return self._train_virtually(task, down) if self.here.virtual else self._train(task, down)
+
+    def _train(self, task: Task, down: bytes) -> tuple[Result, bytes]:
         here = self.here
         end = task.seconds if self.job.method.deadline else math.inf
         if not here.may_train(end):

@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 from leanfleet.engines.center import Show
 from leanfleet.engines.devices import Outcome
 from leanfleet.engines.federated import FederatedCenter
-from leanfleet.engines.flower.fleet import Answer, Fleet, Node, log
+from leanfleet.engines.flower.fleet import Answer, Fleet, Node, warn
 from leanfleet.engines.flower.messages import TRAIN, Result, Task, payload_of
 from leanfleet.engines.flower.terms import Terms
 from leanfleet.engines.job import FederatedJob
@@ -47,7 +47,7 @@ class FlowerCenter(FederatedCenter):
         self.fleet.attend(round, open_.take, lambda: open_.over(time.monotonic() - began))
         self.params = self.job.method.finish(self.params, open_.total)
         if not all(bool(p.isfinite().all()) for p in self.params.values()):
-            log.warning("round %d: what came makes a network beyond numbers; the old one is kept", round + 1)
+            warn(f"round {round + 1}: what came makes a network beyond numbers; the old one is kept")
             self.params = before
         outcomes = open_.outcomes()
         self._book(outcomes, round, ledger)
@@ -131,7 +131,7 @@ class _Round:
             rejected = self._add(task, up, late) if up else ""
         if rejected:
             about = {"device": node.device, "round": task.round + 1, "rejected": rejected}
-            log.warning("device %d: left out: %s", node.device, rejected, extra={"about": about})
+            warn(f"device {node.device}: left out: {rejected}", **about)
         node.last = {
             "macs": result.macs,
             "share": result.share,
@@ -171,8 +171,6 @@ class _Round:
             for device in self.silent()
         }
         for device in missing:
-            about = {"device": device, "round": self._round + 1}
-            log.warning(
-                "round %d: device %d has not reported", self._round + 1, device, extra={"about": about}
-            )
+            told = f"round {self._round + 1}: device {device} has not reported"
+            warn(told, device=device, round=self._round + 1)
         return [found for _, found in sorted({**self._outcomes, **missing}.items())]

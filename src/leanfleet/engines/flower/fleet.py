@@ -22,6 +22,12 @@ from leanfleet.storage import write_json
 
 log = logging.getLogger("leanfleet.fleet")
 
+
+def warn(text: str, **about: Any) -> None:
+    """Log a warning, and beside it, for programs, whom and what it is about."""
+    log.warning("%s", text, extra={"about": about})
+
+
 STATUS = "fleet.json"
 """The file of a record that says what every device is doing."""
 
@@ -231,8 +237,7 @@ class Fleet:
             except Exception as error:
                 # Whoever else answered just now is asked again when patience with it runs out.
                 self._singly = True
-                about = {"error": f"{type(error).__name__}: {error}"}
-                log.warning("an answer cannot be opened: %s", error, extra={"about": about})
+                warn(f"an answer cannot be opened: {error}", error=type(error).__name__)
                 if len(ids) == 1:
                     self._failed(self._sent.pop(ids[0]), "its answer cannot be opened")
         return found
@@ -248,8 +253,7 @@ class Fleet:
             told = Registration.read(content)
             node = Node(sent.node, told.device, self._registered(told), told.rate_macs_per_s)
         except WireError as error:
-            about = {"node": str(sent.node), "refused": str(error)}
-            log.warning("node %d is not taken in: %s", sent.node, error, extra={"about": about})
+            warn(f"node {sent.node} is not taken in: {error}", node=str(sent.node), refused=str(error))
             return
         for id, other in list(self.nodes.items()):
             if other.device == node.device:
@@ -277,9 +281,7 @@ class Fleet:
     def _failed(self, sent: Sent, reason: str | None) -> None:
         node = self.nodes.get(sent.node)
         name = f"node {sent.node}" if node is None else f"device {node.device}"
-        log.warning(
-            "%s failed: %s", name, reason, extra={"about": {"node": str(sent.node), "failed": reason}}
-        )
+        warn(f"{name} failed: {reason}", node=str(sent.node), failed=reason)
         if node is not None:
             node.state = "failed"
 

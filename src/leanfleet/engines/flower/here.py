@@ -7,9 +7,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-from flwr.app import ConfigRecord, Context
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
 
+from leanfleet.engines.flower.messages import REGISTER, Registration, Values
 from leanfleet.engines.hardware.caps import Caps
 from leanfleet.engines.hardware.measuring import Profile
 from leanfleet.errors import UserError
@@ -92,6 +95,32 @@ class Here:
     def keep(self, profile: Profile) -> None:
         """Keep what has been measured for the messages to come."""
         self.context.state[_PROFILE] = ConfigRecord(profile.state())
+
+
+class Answering(Protocol):
+    """A device in the middle of one message, whatever its family."""
+
+    def registration(self) -> Registration:
+        """Return what it says of itself."""
+
+    def answer(self, content: RecordDict) -> tuple[Values, bytes]:
+        """Do what it is asked to; return what it says of that, and what it sends."""
+
+
+def answering(device: Callable[[Context], Answering]) -> ClientApp:
+    """Return the ClientApp that registers and answers as devices do which a function makes for every message."""
+    made = ClientApp()
+
+    @made.query(REGISTER.partition(".")[2])
+    def register(message: Message, context: Context) -> Message:
+        return Message(device(context).registration().packed(), reply_to=message)
+
+    @made.train()
+    def train(message: Message, context: Context) -> Message:
+        told, up = device(context).answer(message.content)
+        return Message(told.packed(up), reply_to=message)
+
+    return made
 
 
 def _arrival() -> float:

@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from leanfleet.engines.center import Show, named
-from leanfleet.engines.flower.fleet import Answer, Fleet, Node, log
+from leanfleet.engines.flower.fleet import Answer, Fleet, Node, warn
 from leanfleet.engines.flower.messages import LOST, TRAIN, Stint, Worked, payload_of
 from leanfleet.engines.flower.split_time import AnsweredTime, RealTime
 from leanfleet.engines.flower.split_window import Brought, Reader, Window
@@ -107,9 +107,7 @@ class FlowerSplitCenter(SplitCenter):
         if len(clients) == self.job.devices:
             super()._diverged(clients, loss)
         for i in clients:
-            log.warning(
-                "device %d: its copy of its client is beyond numbers", i, extra={"about": {"device": i}}
-            )
+            warn(f"device {i}: its copy of its client is beyond numbers", device=i)
 
     def _alone(self, pool: Workers, round: int, ledger: Ledger, show: Show) -> dict[str, Any]:
         """Let clients train for a round without the server: one message each."""
@@ -140,10 +138,8 @@ class FlowerSplitCenter(SplitCenter):
             self._send(node, sends=hears and device in self.chosen)
         self.fleet.attend(window.round, self._take, self._over)
         for device in window.missing():
-            about = {"device": device, "round": window.round + 1}
-            log.warning(
-                "round %d: device %d has not reported", window.round + 1, device, extra={"about": about}
-            )
+            told = f"round {window.round + 1}: device {device} has not reported"
+            warn(told, device=device, round=window.round + 1)
         self._notes["silent"] = sorted({*self._notes["silent"], *window.missing()})
         self._time.take(window.done())
 
@@ -218,8 +214,9 @@ class FlowerSplitCenter(SplitCenter):
         self._beside.record(device, macs=macs, bytes_up=length - heard, times=0)
 
     def _reject(self, node: Node, stint: Stint, why: str) -> None:
-        about = {"device": node.device, "round": stint.round + 1, "rejected": why}
-        log.warning("device %d: left out: %s", node.device, why, extra={"about": about})
+        warn(
+            f"device {node.device}: left out: {why}", device=node.device, round=stint.round + 1, rejected=why
+        )
         self._notes["rejected"].append(f"client {node.device}: {why}")
         node.state = "rejected"
         self._shun(node.device)
@@ -239,10 +236,9 @@ class FlowerSplitCenter(SplitCenter):
         for i in fit.keys() - set(served):
             self._shun(i)
         for why in tally.rejected[before:]:
-            about = {"round": self.window.round + 1, "rejected": why}
-            log.warning("left out: %s", why, extra={"about": about})
+            warn(f"left out: {why}", round=self.window.round + 1, rejected=why)
         return served, replies
 
     def _heard_nothing(self, round: int, why: str) -> None:
         """Go on: one client must not be able to end a run."""
-        log.warning("round %d: nothing that devices sent could be used", round + 1)
+        warn(f"round {round + 1}: nothing that devices sent could be used")

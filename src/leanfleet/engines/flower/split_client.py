@@ -14,16 +14,15 @@ import time
 from dataclasses import dataclass, field
 
 import torch
-from flwr.app import Context, Message
+from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from leanfleet.engines.center import as_tensor, named
 from leanfleet.engines.clients import Clients
-from leanfleet.engines.flower.here import Here
+from leanfleet.engines.flower.here import Here, answering
 from leanfleet.engines.flower.messages import (
     LOST,
-    REGISTER,
     Registration,
     Stint,
     Worked,
@@ -45,21 +44,7 @@ _WARM_UP, _REPEATS = 2, 3
 
 def app(experiment: Experiment) -> ClientApp:
     """Return the ClientApp of an experiment of the split family; a node is configured as for the others."""
-    made = ClientApp()
-
-    @made.query(REGISTER.partition(".")[2])
-    def register(message: Message, context: Context) -> Message:
-        node = _Node.of(experiment, context)
-        told = Registration(node.device, False, node.job.samples(node.device), node.rate(), node.here.age())
-        return Message(told.packed(), reply_to=message)
-
-    @made.train()
-    def train(message: Message, context: Context) -> Message:
-        node = _Node.of(experiment, context)
-        worked, up = node.work(Stint.read(message.content), payload_of(message.content))
-        return Message(worked.packed(up), reply_to=message)
-
-    return made
+    return answering(lambda context: _Node.of(experiment, context))
 
 
 @dataclass
@@ -108,8 +93,13 @@ class _Node:
     def _profile(self) -> Profile:
         return self.here.profile(lambda: calibrate(self.job, self.here.caps.duty))
 
-    def work(self, stint: Stint, down: bytes) -> tuple[Worked, bytes]:
-        """Train for a stint, or as much of it as there is time for."""
+    def registration(self) -> Registration:
+        """See `Answering`."""
+        return Registration(self.device, False, self.job.samples(self.device), self.rate(), self.here.age())
+
+    def answer(self, content: RecordDict) -> tuple[Worked, bytes]:
+        """Train for a stint, or as much of it as there is time for; see `Answering`."""
+        stint, down = Stint.read(content), payload_of(content)
         data = down or take(self.here.context.state, _STATE)
         if not data and (stint.round or stint.first):
             return Worked(0, self.rate(), self.here.age(), LOST), b""
