@@ -69,7 +69,7 @@ def experiment(method: str, nodes: int, given: argparse.Namespace) -> Experiment
         f"training.iterations={given.iterations}",
         "training.batch_size=8",
     )
-    return override(Experiment(), [own[2], *own, *METHODS[method]])
+    return override(Experiment(), [*own, *METHODS[method]])
 
 
 def measure(method: str, nodes: int, given: argparse.Namespace) -> Measured:
@@ -111,6 +111,22 @@ def markdown(found: Sequence[Measured]) -> Iterator[str]:
         yield f"| {one.method} | {one.nodes:,} | {cells} |"
 
 
+def growth(found: Sequence[Measured]) -> Iterator[str]:
+    """Yield the answer: by what a node costs more in the largest fleet than in one of middling size."""
+    yield ""
+    for method in METHODS:
+        own = [one for one in found if one.method == method]
+        if len(own) < 2:
+            continue
+        small, large = own[len(own) // 2 - 1], own[-1]
+        times = [large.seconds_iteration / large.nodes, small.seconds_iteration / small.nodes]
+        taken = [(one.peak_bytes - one.start_bytes) / one.nodes for one in (large, small)]
+        yield (
+            f"{method}: from {small.nodes:,} to {large.nodes:,} nodes an iteration costs a node "
+            f"{times[0] / times[1]:.2f} times as much time, and {taken[0] / taken[1]:.2f} times as much memory.\n"
+        )
+
+
 def page(found: Sequence[Measured], given: argparse.Namespace) -> Iterator[str]:
     """Yield the lines of the page."""
     yield "# Does a node cost more in a larger gossip fleet?\n"
@@ -121,6 +137,7 @@ def page(found: Sequence[Measured], given: argparse.Namespace) -> Iterator[str]:
         "and the last evaluation.\n"
     )
     yield from markdown(found)
+    yield from growth(found)
     there = machine()
     yield f"\n{there['cpu']}, {there['cores']} cores, torch {there['packages']['torch']}."
     yield "All numbers are in [results.json](results.json)."
@@ -129,7 +146,7 @@ def page(found: Sequence[Measured], given: argparse.Namespace) -> Iterator[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--nodes", type=int, nargs="+", default=[8, 64, 512, 1000], help="sizes of the fleet")
-    parser.add_argument("--iterations", type=int, default=3, help="a round, from 2 (default: %(default)s)")
+    parser.add_argument("--iterations", type=int, default=10, help="a round, from 2 (default: %(default)s)")
     parser.add_argument("--network", default="digits-cnn-small")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="folder of the page")
     given, found = parser.parse_args(), list[Measured]()

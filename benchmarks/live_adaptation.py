@@ -3,8 +3,9 @@
     python benchmarks/live_adaptation.py --rounds 6 --seconds 12
 
 The code of a Flower device (`leanfleet.engines.flower`) trains without Flower around it. Busy processes pinned to
-the same core are let go and stopped again, at the same times for every method. Prints a Markdown table; writes
-`live.json` and `live.png`: measured rate, width in use, and time left at the end of every round.
+the same core are let go and stopped again, at the same times for every method. Prints a Markdown table and writes it to
+docs/results/live-adaptation/, with all numbers and a picture: measured rate, width in use, and time left at the end of
+every round.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000")
 
 import torch
 
+from leanfleet.engines.describe import machine
 from leanfleet.engines.devices import add_update, make_pacer, take_part
 from leanfleet.engines.hardware.caps import Caps
 from leanfleet.engines.hardware.measuring import MeasuredClock, MeasuredPacer, Profile, calibrate
@@ -33,6 +35,7 @@ from leanfleet.engines.job import FederatedJob, federated_job
 from leanfleet.experiment import loads
 from leanfleet.federated import Report
 from leanfleet.randomness import torch_generator
+from leanfleet.storage import write_text
 from leanfleet.wire import encode
 
 TOML = """
@@ -53,6 +56,9 @@ name = "{method}"
 FULL_SHARE = 0.75
 # Load is off and on for so much of a round in turn: no multiple of it is a round.
 PHASE = 0.4
+
+OUTPUT = Path(__file__).parent.parent / "docs" / "results" / "live-adaptation"
+_HEAD = "| method | updates in time | MACs in them | latest |\n|---|---:|---:|---:|"
 
 
 class Load:
@@ -158,6 +164,7 @@ def draw(found: list[Seen], seconds: float, path: Path) -> None:
     for column, seen in enumerate(found):
         rate, width, left = axes[:, column]
         times = [t for t, _, _ in seen.steps]
+        end = seen.left[-1][0] + seconds
         rate.plot(times, [r / 1e9 for _, r, _ in seen.steps], lw=0.8)
         width.plot(times, [share for _, _, share in seen.steps], ".", ms=2)
         colours = ["tab:green" if ok else "tab:red" for _, _, ok in seen.left]
@@ -169,7 +176,7 @@ def draw(found: list[Seen], seconds: float, path: Path) -> None:
         )
         left.axhline(0, color="black", lw=0.8)
         for axis in axes[:, column]:
-            for on, off in zip(seen.switched[::2], [*seen.switched[1::2], times[-1]], strict=False):
+            for on, off in zip(seen.switched[::2], [*seen.switched[1::2], end], strict=False):
                 axis.axvspan(on, off, color="tab:orange", alpha=0.15, lw=0)
         rate.set_title(seen.method)
         left.set_xlabel("seconds")
@@ -192,7 +199,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=12.0, help="length of a round")
     parser.add_argument("--busy", type=int, default=1, help="competing processes")
     parser.add_argument("--core", type=int, default=min(os.sched_getaffinity(0)))
-    parser.add_argument("--output", type=Path, default=Path("live"), help="folder of plot and numbers")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="folder of page, plot and numbers")
     given = parser.parse_args()
     os.sched_setaffinity(0, {given.core})
     torch.set_num_threads(1)
@@ -201,24 +208,51 @@ def main() -> None:
     step = idle.seconds(idle.whole_macs)
     steps = len(probe.parts[0]) / probe.training.batch_size
     epochs = max(1, round(FULL_SHARE * given.seconds / (step * steps)))
-    found = []
-    print("| method | updates in time | MACs in them | latest |\n|---|---|---|---|")
+    found, table = list[Seen](), [_HEAD]
+    print(_HEAD)
     for name in given.methods.split(","):
         job = make_job(name, given.seconds, epochs)
         seen = play(job, calibrate(job), given.rounds, given.busy)
         found.append(seen)
         in_time = sum(ok for _, _, ok in seen.left)
         latest = -min(left for _, left, _ in seen.left)
-        print(f"| {name} | {in_time} of {given.rounds} | {seen.macs:.3g} | {latest:+.2f} s |", flush=True)
+        table.append(f"| {name} | {in_time} of {given.rounds} | {seen.macs:.3g} | {latest:+.2f} s |")
+        print(table[-1], flush=True)
     given.output.mkdir(parents=True, exist_ok=True)
+    about = machine()
+    packages = {name: about["packages"][name] for name in ("torch", "numpy")}
     told: dict[str, Any] = {
+        "command": f"python benchmarks/live_adaptation.py {' '.join(sys.argv[1:])}".strip(),
         "seconds": given.seconds,
         "busy": given.busy,
+        "machine": {"cpu": about["cpu"], "cores": about["cores"], "packages": packages},
         "methods": [vars(seen) for seen in found],
     }
-    (given.output / "live.json").write_text(json.dumps(told))
+    write_text(given.output / "live.json", json.dumps(told))
     draw(found, given.seconds, given.output / "live.png")
+    write_text(given.output / "README.md", page("\n".join(table), given, told))
     print(f"\nplot: {given.output / 'live.png'}")
+
+
+def page(table: str, given: argparse.Namespace, told: dict[str, Any]) -> str:
+    """Return the page of the results."""
+    own = told["machine"]
+    return f"""# Who still reports in time when the load changes in mid-round?
+
+digits-cnn on one core, {given.rounds} rounds of {given.seconds:g} seconds, so many epochs that the whole network takes
+{FULL_SHARE:.0%} of a round on an idle core. Busy processes share the core ({given.busy}), off and on for
+{PHASE * given.seconds:g} seconds in turn (orange), at the same times for every method. Real time:
+the device's own clock, profile and pacer, without Flower around them.
+
+{table}
+
+**MACs**: training MACs of updates that arrived. **Latest**: the update furthest beyond its deadline, or nearest to it.
+
+![Measured rate, chosen width, and time left at the end of every round](live.png)
+
+`{told["command"]}`: {own["cpu"]}, {own["cores"]} cores, torch {own["packages"]["torch"]}. All numbers are in
+[live.json](live.json).
+"""
 
 
 if __name__ == "__main__":

@@ -33,7 +33,8 @@ _LETTERS = 108
 _GAPS = range(4, 200, 6)  # pixels from a circle to its label
 _NEAR_PIXELS = 16
 _CAP_PIXELS = 6
-_LINE = {"arrowstyle": "-", "color": "#808080", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0}
+_LINE = {"arrowstyle": "-", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0}
+_DARKER = 0.55
 _WAYS = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))
 
 
@@ -195,15 +196,19 @@ def _explain_sizes(figure: Figure, most: float, compute_mode: str) -> None:
 
 def _label(figure: Figure, axes: Axes, points: Sequence[_Point], places: Sequence[float]) -> None:
     """Write every label where it touches no circle and no other label; from afar with a line to its circle."""
+    from matplotlib.colors import to_rgb
+
     # Only a figure that has been laid out knows where everything stands.
     figure.draw_without_rendering()
     circles = [_circle(axes, x, point) for x, point in zip(places, points, strict=True)]
     bars = [_bar(axes, x, point) for x, point in zip(places, points, strict=True)]
     labels: list[_Label] = []
     for point, place, circle in zip(points, places, circles, strict=True):
+        # In the colour of its circle, which may be one among many in a heap.
+        colour = tuple(_DARKER * part for part in to_rgb(point.colour))
         text = axes.annotate(
             point.label, (place, point.accuracy), (0, 0), textcoords="offset points", ha="center", va="center",
-            fontsize="small", zorder=4, arrowprops=_LINE,
+            fontsize="small", zorder=4, color=colour, arrowprops=_LINE | {"color": colour},
         )  # fmt: skip
         # Else the axes would shrink to make room, and nothing would stand where it was measured.
         text.set_in_layout(False)
