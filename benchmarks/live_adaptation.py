@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import signal
 import subprocess
@@ -56,9 +57,10 @@ name = "{method}"
 FULL_SHARE = 0.75
 # Load is off and on for so much of a round in turn: no multiple of it is a round.
 PHASE = 0.4
+_WARM_UP_EPOCHS = 5
 
 OUTPUT = Path(__file__).parent.parent / "docs" / "results" / "live-adaptation"
-_HEAD = "| method | updates in time | MACs in them | latest |\n|---|---:|---:|---:|"
+_HEAD = "| busy processes | method | updates in time | MACs in them | latest |\n|---:|---|---:|---:|---:|"
 
 
 class Load:
@@ -125,6 +127,18 @@ class Seen:
     macs: float = 0.0
 
 
+def warmed_up(job: FederatedJob) -> Profile:
+    """Return what a device knows of itself after some epochs on an idle core: steps are quicker than the first ones."""
+    profile, method = calibrate(job), job.method
+    params = method.begin({name: p.detach().clone() for name, p in job.net.named_parameters()})
+    report = Report(job.samples(0), profile.whole_rate, 0)
+    assigned = method.assign(params, report, 0, torch_generator(0, "warm-up"))
+    clock = MeasuredClock(profile, Caps(), time.monotonic())
+    pacer = make_pacer(job, clock, 0.0, math.inf, job.samples(0), MeasuredPacer)
+    take_part(job, 0, 0, encode(assigned), pacer)
+    return clock.profile
+
+
 def play(job: FederatedJob, profile: Profile, rounds: int, busy: int) -> Seen:
     """Let the device train for some rounds under load."""
     method, seconds, samples = job.method, job.fleet.round_seconds, job.samples(0)
@@ -174,7 +188,11 @@ def draw(found: list[Seen], seconds: float, path: Path) -> None:
             seconds * 0.6,
             color=colours,
         )
+        late = [t + seconds / 2 for t, _, ok in seen.left if not ok]
+        left.plot(late, [0.0] * len(late), "x", color="tab:red", label="late, lost")
         left.axhline(0, color="black", lw=0.8)
+        if late:
+            left.legend(frameon=False)
         for axis in axes[:, column]:
             for on, off in zip(seen.switched[::2], [*seen.switched[1::2], end], strict=False):
                 axis.axvspan(on, off, color="tab:orange", alpha=0.15, lw=0)
@@ -197,50 +215,59 @@ def main() -> None:
     parser.add_argument("--methods", default="distreal,fedavg,federated-dropout")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=12.0, help="length of a round")
-    parser.add_argument("--busy", type=int, default=1, help="competing processes")
+    parser.add_argument("--busy", type=int, nargs="+", default=[1, 3], help="competing processes")
     parser.add_argument("--core", type=int, default=min(os.sched_getaffinity(0)))
     parser.add_argument("--output", type=Path, default=OUTPUT, help="folder of page, plot and numbers")
     given = parser.parse_args()
     os.sched_setaffinity(0, {given.core})
     torch.set_num_threads(1)
-    probe = make_job("fedavg", given.seconds, 1)
-    idle = calibrate(probe)
+    probe = make_job("fedavg", given.seconds, _WARM_UP_EPOCHS)
+    idle = warmed_up(probe)
     step = idle.seconds(idle.whole_macs)
     steps = len(probe.parts[0]) / probe.training.batch_size
     epochs = max(1, round(FULL_SHARE * given.seconds / (step * steps)))
-    found, table = list[Seen](), [_HEAD]
+    table, methods = [_HEAD], given.methods.split(",")
     print(_HEAD)
-    for name in given.methods.split(","):
-        job = make_job(name, given.seconds, epochs)
-        seen = play(job, calibrate(job), given.rounds, given.busy)
-        found.append(seen)
-        in_time = sum(ok for _, _, ok in seen.left)
-        latest = -min(left for _, left, _ in seen.left)
-        table.append(f"| {name} | {in_time} of {given.rounds} | {seen.macs:.3g} | {latest:+.2f} s |")
-        print(table[-1], flush=True)
-    given.output.mkdir(parents=True, exist_ok=True)
-    about = machine()
-    packages = {name: about["packages"][name] for name in ("torch", "numpy")}
     told: dict[str, Any] = {
         "command": f"python benchmarks/live_adaptation.py {' '.join(sys.argv[1:])}".strip(),
         "seconds": given.seconds,
-        "busy": given.busy,
-        "machine": {"cpu": about["cpu"], "cores": about["cores"], "packages": packages},
-        "methods": [vars(seen) for seen in found],
+        "loads": {},
     }
+    given.output.mkdir(parents=True, exist_ok=True)
+    for busy in given.busy:
+        found = list[Seen]()
+        for name in methods:
+            job = make_job(name, given.seconds, epochs)
+            profile = warmed_up(make_job(name, given.seconds, _WARM_UP_EPOCHS))
+            found.append(play(job, profile, given.rounds, busy))
+            table.append(row(found[-1], busy))
+            print(table[-1], flush=True)
+        told["loads"][str(busy)] = [vars(seen) for seen in found]
+        draw(found, given.seconds, given.output / f"busy-{busy}.png")
+        print(f"plot: {given.output / f'busy-{busy}.png'}", file=sys.stderr)
+    about = machine()
+    told["machine"] = {"cpu": about["cpu"], "cores": about["cores"], "torch": about["packages"]["torch"]}
     write_text(given.output / "live.json", json.dumps(told))
-    draw(found, given.seconds, given.output / "live.png")
     write_text(given.output / "README.md", page("\n".join(table), given, told))
-    print(f"\nplot: {given.output / 'live.png'}")
+
+
+def row(seen: Seen, busy: int) -> str:
+    """Return a line of the table."""
+    in_time = sum(ok for _, _, ok in seen.left)
+    latest = -min(left for _, left, _ in seen.left)
+    return f"| {busy} | {seen.method} | {in_time} of {len(seen.left)} | {seen.macs:.3g} | {latest:+.2f} s |"
 
 
 def page(table: str, given: argparse.Namespace, told: dict[str, Any]) -> str:
     """Return the page of the results."""
     own = told["machine"]
+    pictures = "\n\n".join(
+        f"Busy processes: {n}\n\n![Rate, width, time left](busy-{n}.png)" for n in given.busy
+    )
     return f"""# Who still reports in time when the load changes in mid-round?
 
 digits-cnn on one core, {given.rounds} rounds of {given.seconds:g} seconds, so many epochs that the whole network takes
-{FULL_SHARE:.0%} of a round on an idle core. Busy processes share the core ({given.busy}), off and on for
+{FULL_SHARE:.0%} of a round on an idle core. Busy processes share the core, off and on for
 {PHASE * given.seconds:g} seconds in turn (orange), at the same times for every method. Real time:
 the device's own clock, profile and pacer, without Flower around them.
 
@@ -248,9 +275,9 @@ the device's own clock, profile and pacer, without Flower around them.
 
 **MACs**: training MACs of updates that arrived. **Latest**: the update furthest beyond its deadline, or nearest to it.
 
-![Measured rate, chosen width, and time left at the end of every round](live.png)
+{pictures}
 
-`{told["command"]}`: {own["cpu"]}, {own["cores"]} cores, torch {own["packages"]["torch"]}. All numbers are in
+`{told["command"]}`: {own["cpu"]}, {own["cores"]} cores, torch {own["torch"]}. All numbers are in
 [live.json](live.json).
 """
 

@@ -131,7 +131,7 @@ def test_a_file_cut_in_half_is_named(tmp_path):
 def test_other_tensors_are_no_table(tmp_path):
     path = tmp_path / "weights.safetensors"
     save_tensors(path, {"w": torch.zeros(3)}, {})
-    with pytest.raises(LutError, match="no lookup table"):
+    with pytest.raises(LutError, match="no table of dropout vectors"):
         Lut.load(path)
 
 
