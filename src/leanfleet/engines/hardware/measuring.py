@@ -23,6 +23,7 @@ _CALIBRATION_SECONDS = 20.0
 _ALPHA = 0.3
 _JUMP = 2.0
 _SHORTEST_SECONDS = 1e-9
+_PACKING = 0.01
 
 
 @dataclass(frozen=True)
@@ -200,6 +201,7 @@ class MeasuredPacer(Pacer):
 
     def fits(self, macs: float, samples: int) -> bool:
         """Return whether a mini-batch is predicted to end by the deadline; see `Pacer.fits`."""
-        profile = self._measured.profile
-        seconds = profile.seconds(PHI * macs * samples)
-        return super().fits(seconds * profile.whole_rate / (PHI * samples), samples)
+        if not self._deadline:
+            return True
+        # What was trained must be packed, too, before it can be sent.
+        return self._measured.profile.seconds(PHI * macs * samples) <= self._seconds_left(1 - _PACKING)
