@@ -399,7 +399,8 @@ def _show_runs(folders: Sequence[Path], as_json: bool, plots: Path | None = None
     if not as_json:
         # Before the plots: a folder that cannot be written to is no reason to keep the numbers back.
         print_tables([*render(tables, width()), *(render_ranking(ranking, width()) if ranking else ())])
-        print("\n".join(dict.fromkeys([*tables["notes"], *(ranking["notes"] if ranking else ())])))
+        for note in dict.fromkeys([*tables["notes"], *(ranking["notes"] if ranking else ())]):
+            print(note)
     files: list[Path] = []
     if plots is not None and can_draw():
         files = [*draw(groups, plots), *([draw_ranking(ranking, groups, plots)] if ranking else [])]

@@ -157,9 +157,9 @@ class GossipCenter(Gossip):
 
     def _disagreement(self) -> float:
         """Return the root mean square distance of nodes' models to their mean, as a share of that mean's length."""
-        mean = self._mean_z()
-        squares = [float((self._z(i) - mean).square().sum()) for i in self.nodes]
-        return math.sqrt(math.fsum(squares) / len(squares)) / float(mean.norm())
+        middle = self._mean_z()
+        squares = [float((self._z(i) - middle).square().sum()) for i in self.nodes]
+        return math.sqrt(math.fsum(squares) / len(squares)) / float(middle.norm())
 
     def _part(self, pool: Workers, exchange: int, ledger: Ledger) -> None:
         """Let nodes leave for good whose time has come."""
