@@ -105,7 +105,7 @@ class TracedClock(MeasuredClock):
 
     def spend(self, macs: float) -> None:
         super().spend(macs)
-        self.steps.append((self.now(), self.rate(), self.share))
+        self.steps.append((self.now(), self.rate(), macs / self.profile.whole_macs))
 
 
 @dataclass

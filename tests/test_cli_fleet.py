@@ -18,7 +18,8 @@ def record(tmp_path):
     with Run.create("r", "", tmp_path) as run:
         run.event(round=1, accuracy=0.5)
         idle = {"node": "9", "state": "idle", "rate_macs_per_s": 2e9}
-        done = {**idle, "state": "done", "macs": 3e9, "share": 0.25, "bytes_up": 1000, "bytes_down": 2000}
+        vector = {"rates": [0.0, 0.5, 0.333], "share": 0.25}
+        done = {**idle, "state": "done", "macs": 3e9, **vector, "bytes_up": 1000, "bytes_down": 2000}
         status = {"round": 2, "devices": {"10": idle, "2": done}}
         (run.folder / "fleet.json").write_text(json.dumps(status))
         return run
@@ -78,8 +79,8 @@ def test_a_fleet_is_shown_once(cli, record):
     out = cli("watch", str(record.folder), "--once").out
     assert "round 2, 1 done, accuracy 50.0%" in out
     lines = [line.split() for line in out.splitlines()]
-    assert ["2", "done", "2e+09", "25%", "3e+09", "1,000", "2,000"] in lines
-    assert ["10", "idle", "2e+09", "-", "-", "-", "-"] in lines
+    assert ["2", "done", "2e+09", "█▄▆", "25%", "3e+09", "1,000", "2,000"] in lines
+    assert ["10", "idle", "2e+09", "-", "-", "-", "-", "-"] in lines
 
 
 def test_watching_ends_with_the_run(cli, record):

@@ -52,6 +52,6 @@ def test_a_message_that_is_not_ours_is_refused():
 
 
 def test_a_device_says_why_in_few_words():
-    told = Result(0.0, 0.0, True, 0.0, 0.0, 0.0, 0.0, "x" * 1000)
+    told = Result(0.0, 0.0, True, 0.0, 0.0, b"", 0.0, "x" * 1000)
     with pytest.raises(WireError, match="a state of 1000 characters"):
         Result.read(told.packed())

@@ -105,6 +105,11 @@ def test_real_time_trains_and_the_record_can_be_reported(tmp_path):
     status = json.loads((record.folder / STATUS).read_text())
     assert set(status["devices"]) == {"0", "1", "2"}
     assert all(d["state"] == "done" and d["rate_macs_per_s"] > 0 for d in status["devices"].values())
+    groups = len(federated_job(experiment()).method.plan.groups)
+    for device in status["devices"].values():
+        assert len(device["rates"]) == groups
+        assert all(0 <= rate <= 0.5 for rate in device["rates"])
+        assert (device["share"] == 1.0) == (max(device["rates"]) == 0.0)
 
 
 def test_the_second_message_finds_what_the_first_has_measured(tmp_path):
@@ -153,17 +158,24 @@ def test_garbage_costs_only_the_device_that_sends_it(tmp_path, garbage, caplog):
     assert any(not torch.equal(t, start[n]) for n, t in saved_params(record).items()), "the others go on"
 
 
-def test_claims_beside_the_payload_are_checked_too(tmp_path):
+@pytest.mark.parametrize(
+    ("claim", "told"),
+    [
+        ({"macs": 1e17}, "claims 1e+17 MACs"),
+        ({"kept": b"\xff" * 4}, "this network has not"),
+        ({"kept": bytes(4)}, "this network has not"),
+        ({"kept": b"\1\0"}, "this network has not"),
+    ],
+)
+def test_claims_beside_the_payload_are_checked_too(tmp_path, claim, told):
     def spoil(node, asked, answer):
         if node == 101 and is_train(asked):
             values = dict(answer.content["leanfleet"])
-            answer.content = RecordDict(
-                {**answer.content, "leanfleet": ConfigRecord({**values, "macs": 1e17})}
-            )
+            answer.content = RecordDict({**answer.content, "leanfleet": ConfigRecord({**values, **claim})})
         return answer
 
     record = play(tmp_path, REAL, spoil, devices=3)
-    assert all("claims 1e+17 MACs" in event["rejected"][0] for event in record.events())
+    assert all(told in event["rejected"][0] for event in record.events())
     assert record.summary()["macs_total"] < 1e16
 
 

@@ -130,7 +130,6 @@ def test_the_rate_is_that_of_the_whole_network():
     machine.compute(WHOLE / 4)
     clock.spend(WHOLE / 4)
     assert clock.rate() == pytest.approx(WHOLE / 2)
-    assert clock.share == pytest.approx(0.25)
 
 
 class Unplugged(Caps):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import math
 import re
 import shlex
 import time
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 _SHORTEST_SECONDS = 10.0
 _OLD_SECONDS = 60.0
 _HOST = re.compile(r"(?=.{1,253}$)([A-Za-z0-9-]{1,63}\.)*[A-Za-z0-9-]{1,63}|[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*")
-_COLUMNS = ("device", "state", "MAC/s", "width", "MACs", "bytes up", "bytes down")
+_COLUMNS = ("device", "state", "MAC/s", "kept", "of MACs", "MACs", "bytes up", "bytes down")
+_BARS = "▁▂▃▄▅▆▇█"
 
 Output = Annotated[
     Path | None,
@@ -129,7 +131,10 @@ def watch(
     once: Annotated[bool, typer.Option("--once", help="Show what is known now, and end.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show a real fleet at work: device, state, measured rate, width in use, MACs and bytes."""
+    """Show a real fleet at work: device, state, measured rate, vector in use, MACs and bytes.
+
+    A bar a layer is what the last step kept of its channels, "of MACs" what that is of the whole network's.
+    """
     from leanfleet.runs import Run
 
     record = Run.open(run)
@@ -185,6 +190,7 @@ def _cells(device: str, found: dict[str, Any]) -> tuple[str, ...]:
         device,
         found["state"],
         f"{found['rate_macs_per_s']:.3g}",
+        "".join(_BARS[math.ceil((1 - rate) * len(_BARS)) - 1] for rate in found.get("rates") or ()) or "-",
         "-" if share is None else f"{share:.0%}",
         "-" if macs is None else f"{macs:.3g}",
         *(f"{found[key]:,}" if key in found else "-" for key in ("bytes_up", "bytes_down")),

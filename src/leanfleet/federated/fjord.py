@@ -116,7 +116,7 @@ class Fjord(Levels[FjordOptions]):
         grads = step.gradients(F.cross_entropy(taught, y), tracked[0])
         more = step.gradients(F.cross_entropy(learnt, taught.detach().softmax(1)), tracked[1])
         macs = self.macs[widest] + self.macs[level]
-        if not pacer.spend(float(PHI * macs * len(y)), len(y)):
+        if not pacer.spend(float(PHI * macs * len(y)), len(y), wide):
             return False
         both = self._together(local.params, grads, more, wide, narrow)
         local.descend_(wide, both)

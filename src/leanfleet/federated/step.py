@@ -65,7 +65,7 @@ class Step:
         tracked = self.tracked(leaves)
         loss = self.loss(self.plan.run(tracked, kept, x, scale=self.scale), y)
         grads = self.gradients(loss, tracked)
-        if not pacer.spend(float(PHI * self.plan.macs_of(kept) * len(y)), len(y)):
+        if not pacer.spend(float(PHI * self.plan.macs_of(kept) * len(y)), len(y), kept):
             return False
         if self.mu and start is not None:
             for name, grad in grads.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sized
 from typing import Literal
 
 from leanfleet.fleet.clock import Clock
@@ -35,6 +36,7 @@ class Pacer:
     Attributes:
         late: Whether work remained undone at the deadline: a step crossed it, or could not be begun for it.
         macs: Training MACs spent so far. Of a step that crossed the deadline only the part before it counts.
+        kept: What the last step kept of every channel group; empty before it.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Pacer:
         self._deadline = deadline
         self.late = False
         self.macs = 0.0
+        self.kept: Mapping[str, Sized] = {}
 
     def budget(self, samples: int, cheapest_macs: float) -> float | None:
         """Return the forward MACs per sample that the coming mini-batch may cost, at least 0.
@@ -90,17 +93,18 @@ class Pacer:
         cost = PHI * macs * samples
         return not self._deadline or cost <= self._clock.rate() * self._seconds_left(1 + TOLERANCE)
 
-    def spend(self, macs: float, samples: int) -> bool:
+    def spend(self, macs: float, samples: int, kept: Mapping[str, Sized] | None = None) -> bool:
         """Let the time pass that a step takes, and return whether it ended in time.
 
         Args:
             macs: Training MACs of the whole mini-batch (`PHI` x forward x samples).
             samples: Samples of the mini-batch.
+            kept: See the attribute `kept`.
 
         Returns:
             False if the step ended after the deadline: its result does not exist and must not be applied.
         """
-        begin = self._clock.now()
+        begin, self.kept = self._clock.now(), kept or {}
         self._clock.spend(macs)
         self._samples_left -= samples
         in_time = not self._deadline or self._clock.now() <= self._end(1 + TOLERANCE)

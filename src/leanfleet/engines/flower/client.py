@@ -9,6 +9,7 @@ import logging
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
@@ -21,7 +22,7 @@ from leanfleet.engines.hardware.measuring import MeasuredClock, MeasuredPacer, P
 from leanfleet.engines.hardware.memory import fit_memory
 from leanfleet.engines.job import FederatedJob, Parts, federated_job
 from leanfleet.experiment import Experiment, FederatedFleet
-from leanfleet.fleet import VirtualClock
+from leanfleet.fleet import Pacer, VirtualClock
 
 log = logging.getLogger("leanfleet.device")
 
@@ -78,19 +79,19 @@ class _Node:
         here = self.here
         end = task.seconds if self.job.method.deadline else math.inf
         if not here.may_train(end):
-            return Result(0.0, 0.0, True, end, self.rate(), 0.0, here.age(), "no time left"), b""
+            return Result(0.0, 0.0, True, end, self.rate(), b"", here.age(), "no time left"), b""
         try:
             job, profile = fit_memory(self.job, self.profile(), down, here.caps.room())
         except MemoryError as error:
             log.warning("device %d sits the round out: %s", here.device, error)
-            return Result(0.0, 0.0, True, 0.0, 0.0, 0.0, here.age(), str(error)), b""
+            return Result(0.0, 0.0, True, 0.0, 0.0, b"", here.age(), str(error)), b""
         clock = MeasuredClock(profile, here.caps, here.arrived)
         samples = job.samples(here.device)
         pacer = make_pacer(job, clock, 0.0, task.seconds, samples, MeasuredPacer)
         up = take_part(job, here.device, task.round, down, pacer)
         here.keep(clock.profile)
         spent = pacer.macs, pacer.available_macs, pacer.late, pacer.finished_at
-        return Result(*spent, clock.profile.whole_rate, clock.share, here.age(), "done"), up
+        return Result(*spent, clock.profile.whole_rate, _counts(pacer), here.age(), "done"), up
 
     def _train_virtually(self, task: Task, down: bytes) -> tuple[Result, bytes]:
         device = self.here.device
@@ -99,7 +100,11 @@ class _Node:
         pacer = make_pacer(self.job, clock, task.start, task.seconds, self.job.samples(device))
         up = take_part(self.job, device, task.round, down, pacer)
         spent = pacer.macs, pacer.available_macs, pacer.late, pacer.finished_at
-        return Result(*spent, rate, 0.0, self.here.age(), "done"), up
+        return Result(*spent, rate, _counts(pacer), self.here.age(), "done"), up
+
+
+def _counts(pacer: Pacer) -> bytes:
+    return np.array([len(ids) for ids in pacer.kept.values()], "<u2").tobytes()
 
 
 def _job(experiment: Experiment, here: Here) -> FederatedJob:

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from flwr.serverapp import Grid
 
 from leanfleet.engines.center import Show
@@ -20,6 +21,7 @@ from leanfleet.errors import WireError
 from leanfleet.federated import Report
 from leanfleet.ledger import Ledger
 from leanfleet.randomness import numpy_generator, torch_generator
+from leanfleet.subnet import SubnetPlan
 from leanfleet.wire import encode
 from leanfleet.workers import Workers
 
@@ -125,8 +127,10 @@ class _Round:
             result, up = Result.read(content), payload_of(content)
             self._center.fleet.learn(node, sent, result.seconds, result.rate_macs_per_s)
             check_macs(self._method, task.report, result.macs)
+            vector = _vector(self._method.plan, result.kept)
         except WireError as error:
-            result, up, rejected = Result(0.0, 0.0, True, 0.0, 0.0, 0.0, 0.0, "garbage"), b"", str(error)
+            result, up, rejected = Result(0.0, 0.0, True, 0.0, 0.0, b"", 0.0, "garbage"), b"", str(error)
+            vector = {}
         else:
             rejected = self._add(task, up, late) if up else ""
         if rejected:
@@ -134,7 +138,7 @@ class _Round:
             warn(f"device {node.device}: left out: {rejected}", **about)
         node.last = {
             "macs": result.macs,
-            "share": result.share,
+            **vector,
             "bytes_up": len(up),
             "bytes_down": task.bytes_down,
         }
@@ -174,3 +178,16 @@ class _Round:
             told = f"round {self._round + 1}: device {device} has not reported"
             warn(told, device=device, round=self._round + 1)
         return [found for _, found in sorted({**self._outcomes, **missing}.items())]
+
+
+def _vector(plan: SubnetPlan, kept: bytes) -> dict[str, Any]:
+    """Return every group's dropout rate and the share of the MACs, of counts as `Result.kept` has them."""
+    if not kept:
+        return {}
+    channels = np.array([group.channels for group in plan.groups])
+    counts = np.frombuffer(kept, "<u2") if len(kept) == 2 * len(channels) else np.zeros(len(channels))
+    if not ((counts > 0) & (counts <= channels)).all():
+        raise WireError("says that it kept what this network has not")
+    rates = (1 - counts / channels).tolist()
+    share = plan.macs(rates) / plan.macs(plan.uniform(0.0))
+    return {"rates": [round(rate, 3) for rate in rates], "share": round(share, 3)}

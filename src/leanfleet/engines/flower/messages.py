@@ -128,7 +128,7 @@ class Result(Values):
         late: Whether work was left undone.
         finished_at: When it was done, on the clock of `Task`.
         rate_macs_per_s: Training MAC/s of the whole network, as last measured.
-        share: The last step's MACs as a share of the whole network's.
+        kept: Channels that its last step kept of every group, a little-endian uint16 each; empty without a step.
         seconds: From the message's arrival to the answer.
         state: "done", or why it did not train.
     """
@@ -138,7 +138,7 @@ class Result(Values):
     late: bool
     finished_at: float
     rate_macs_per_s: float
-    share: float
+    kept: bytes
     seconds: float
     state: str
 

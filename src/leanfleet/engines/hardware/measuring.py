@@ -140,7 +140,7 @@ class MeasuredClock:
     ) -> None:
         self.profile, self._caps, self._arrived = profile, caps, arrived
         self._now, self._sleep, self._busy = now, sleep, busy
-        self._last_macs, self._first = profile.whole_macs, True
+        self._first = True
         self._mark, self._busy_mark = now(), busy()
 
     def now(self) -> float:
@@ -160,7 +160,7 @@ class MeasuredClock:
         # A process's first step pays for memory and compilation.
         if not self._first and macs > 0:
             self.profile = self.profile.learn(macs, max(now - self._mark, _SHORTEST_SECONDS))
-        self._first, self._mark, self._last_macs = False, now, macs or self._last_macs
+        self._first, self._mark = False, now
         self._busy_mark = self._busy()
 
     def wait(self) -> None:
@@ -171,11 +171,6 @@ class MeasuredClock:
     def available(self, start: float, end: float) -> float:
         """Return the training MACs between two times at the rate of the moment."""
         return self.profile.whole_rate * max(0.0, end - start)
-
-    @property
-    def share(self) -> float:
-        """The last step's MACs as a share of the whole network's."""
-        return self._last_macs / self.profile.whole_macs
 
 
 class MeasuredPacer(Pacer):
