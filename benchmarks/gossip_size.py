@@ -139,7 +139,7 @@ def page(found: Sequence[Measured], given: argparse.Namespace) -> Iterator[str]:
     yield from markdown(found)
     yield from growth(found)
     there = machine()
-    yield f"\n{there['cpu']}, {there['cores']} cores, torch {there['packages']['torch']}."
+    yield f"{there['cpu']}, {there['cores']} cores, torch {there['packages']['torch']}."
     yield "All numbers are in [results.json](results.json)."
 
 

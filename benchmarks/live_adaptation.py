@@ -4,7 +4,7 @@
 
 The code of a Flower device (`leanfleet.engines.flower`) trains without Flower around it. Busy processes pinned to
 the same core are let go and stopped again, at the same times for every method. Prints a Markdown table and writes it to
-docs/results/live-adaptation/, with all numbers and a picture: measured rate, width in use, and time left at the end of
+docs/results/live-adaptation/, with all numbers and a picture: measured rate, vector in use, and time left at the end of
 every round.
 """
 
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,8 @@ FULL_SHARE = 0.75
 # Load is off and on for so much of a round in turn: no multiple of it is a round.
 PHASE = 0.4
 _WARM_UP_EPOCHS = 5
+# Steps are milliseconds: so many are one in the numbers that are kept.
+EVERY = 10
 
 OUTPUT = Path(__file__).parent.parent / "docs" / "results" / "live-adaptation"
 _HEAD = "| busy processes | method | updates in time | MACs in them | latest |\n|---:|---|---:|---:|---:|"
@@ -98,14 +101,18 @@ class Load:
             process.send_signal(number)
 
 
-class TracedClock(MeasuredClock):
-    """Notes when each step ended, the whole network's rate as measured by then, and how wide the step was."""
+class TracedPacer(MeasuredPacer):
+    """Notes when each step ended, the whole network's rate as measured by then, and what the step kept."""
 
-    steps: list[tuple[float, float, float]]
+    def __init__(self, clock: MeasuredClock, **terms: Any) -> None:
+        super().__init__(clock, **terms)
+        self.steps: list[tuple[float, float, list[int]]] = []
 
-    def spend(self, macs: float) -> None:
-        super().spend(macs)
-        self.steps.append((self.now(), self.rate(), macs / self.profile.whole_macs))
+    def spend(self, macs: float, samples: int, kept: Mapping[str, Sized] | None = None) -> bool:
+        in_time = super().spend(macs, samples, kept)
+        counts = [len(ids) for ids in self.kept.values()]
+        self.steps.append((self._clock.now(), self._clock.rate(), counts))
+        return in_time
 
 
 @dataclass
@@ -115,14 +122,16 @@ class Seen:
     Attributes:
         method: Its name.
         switched: Seconds at which the load was switched, first on.
-        steps: (second, MAC/s, share of the whole network's MACs) of every step.
+        groups: (name, channels) of what can be dropped.
+        steps: (second, MAC/s, channels kept of every group) of every step.
         left: (second of the round's start, seconds left at its end, whether an update arrived).
         macs: Training MACs in updates that arrived.
     """
 
     method: str
+    groups: list[tuple[str, int]]
     switched: list[float] = field(default_factory=list)
-    steps: list[tuple[float, float, float]] = field(default_factory=list)
+    steps: list[tuple[float, float, list[int]]] = field(default_factory=list)
     left: list[tuple[float, float, bool]] = field(default_factory=list)
     macs: float = 0.0
 
@@ -143,15 +152,15 @@ def play(job: FederatedJob, profile: Profile, rounds: int, busy: int) -> Seen:
     """Let the device train for some rounds under load."""
     method, seconds, samples = job.method, job.fleet.round_seconds, job.samples(0)
     params = method.begin({name: p.detach().clone() for name, p in job.net.named_parameters()})
-    seen = Seen(method.name)
+    seen = Seen(method.name, [(group.name, group.channels) for group in method.plan.groups])
     with Load(busy, PHASE * seconds) as load:
         for number in range(rounds):
             report = Report(samples, profile.whole_rate, number)
             assigned = method.assign(params, report, number, torch_generator(0, number, "assign"))
             arrived = time.monotonic()
-            clock = TracedClock(profile, Caps(), arrived)
-            clock.steps = []
-            pacer = make_pacer(job, clock, 0.0, seconds, samples, MeasuredPacer)
+            clock = MeasuredClock(profile, Caps(), arrived)
+            pacer = make_pacer(job, clock, 0.0, seconds, samples, TracedPacer)
+            assert isinstance(pacer, TracedPacer)
             up = take_part(job, 0, number, encode(assigned), pacer)
             now, profile = clock.now(), clock.profile
             total, begun = method.empty(params), arrived - load.start
@@ -160,14 +169,14 @@ def play(job: FederatedJob, profile: Profile, rounds: int, busy: int) -> Seen:
                 params = method.finish(params, total)
                 seen.macs += pacer.macs
             seen.left.append((begun, seconds - now, in_time))
-            seen.steps += [(begun + t, rate, share) for t, rate, share in clock.steps]
+            seen.steps += [(begun + t, rate, kept) for t, rate, kept in pacer.steps]
             time.sleep(max(0.0, arrived + seconds - time.monotonic()))
         seen.switched = load.switched
     return seen
 
 
 def draw(found: list[Seen], seconds: float, path: Path) -> None:
-    """Draw rate, width and time left, a column a method."""
+    """Draw rate, vector and time left, a column a method."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -176,11 +185,12 @@ def draw(found: list[Seen], seconds: float, path: Path) -> None:
     size = (5 * len(found), 7)
     figure, axes = plt.subplots(3, len(found), sharex=True, sharey="row", squeeze=False, figsize=size)
     for column, seen in enumerate(found):
-        rate, width, left = axes[:, column]
+        rate, vector, left = axes[:, column]
         times = [t for t, _, _ in seen.steps]
         end = seen.left[-1][0] + seconds
         rate.plot(times, [r / 1e9 for _, r, _ in seen.steps], lw=0.8)
-        width.plot(times, [share for _, _, share in seen.steps], ".", ms=2)
+        for group, (name, channels) in enumerate(seen.groups):
+            vector.plot(times, [kept[group] / channels for _, _, kept in seen.steps], ".", ms=2, label=name)
         colours = ["tab:green" if ok else "tab:red" for _, _, ok in seen.left]
         left.bar(
             [t + seconds / 2 for t, _, _ in seen.left],
@@ -197,11 +207,13 @@ def draw(found: list[Seen], seconds: float, path: Path) -> None:
             for on, off in zip(seen.switched[::2], [*seen.switched[1::2], end], strict=False):
                 axis.axvspan(on, off, color="tab:orange", alpha=0.15, lw=0)
         rate.set_title(seen.method)
+        vector.set_ylim(0, 1.05)
         left.set_xlabel("seconds")
     for axis, label in zip(
-        axes[:, 0], ("measured GMAC/s", "chosen: share of all MACs", "seconds left at the end"), strict=True
+        axes[:, 0], ("measured GMAC/s", "chosen: share of channels kept", "seconds left at the end"), strict=True
     ):
         axis.set_ylabel(label)
+    axes[1, 0].legend(frameon=False, loc="lower left", markerscale=4)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
@@ -242,13 +254,19 @@ def main() -> None:
             found.append(play(job, profile, given.rounds, busy))
             table.append(row(found[-1], busy))
             print(table[-1], flush=True)
-        told["loads"][str(busy)] = [vars(seen) for seen in found]
+        told["loads"][str(busy)] = [told_of(seen) for seen in found]
         draw(found, given.seconds, given.output / f"busy-{busy}.png")
         print(f"plot: {given.output / f'busy-{busy}.png'}", file=sys.stderr)
     about = machine()
     told["machine"] = {"cpu": about["cpu"], "cores": about["cores"], "torch": about["packages"]["torch"]}
     write_text(given.output / "live.json", json.dumps(told))
     write_text(given.output / "README.md", page("\n".join(table), given, told))
+
+
+def told_of(seen: Seen) -> dict[str, Any]:
+    """Return what one method did, for those who want to draw it themselves."""
+    steps = [(round(t, 3), float(f"{rate:.4g}"), kept) for t, rate, kept in seen.steps[::EVERY]]
+    return {**vars(seen), "every": EVERY, "steps": steps}
 
 
 def row(seen: Seen, busy: int) -> str:
@@ -262,7 +280,7 @@ def page(table: str, given: argparse.Namespace, told: dict[str, Any]) -> str:
     """Return the page of the results."""
     own = told["machine"]
     pictures = "\n\n".join(
-        f"Busy processes: {n}\n\n![Rate, width, time left](busy-{n}.png)" for n in given.busy
+        f"Busy processes: {n}\n\n![Rate, vector, time left](busy-{n}.png)" for n in given.busy
     )
     return f"""# Who still reports in time when the load changes in mid-round?
 
@@ -278,7 +296,7 @@ the device's own clock, profile and pacer, without Flower around them.
 {pictures}
 
 `{told["command"]}`: {own["cpu"]}, {own["cores"]} cores, torch {own["torch"]}. All numbers are in
-[live.json](live.json).
+[live.json](live.json), of the steps every {EVERY}th.
 """
 
 

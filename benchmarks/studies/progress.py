@@ -67,7 +67,9 @@ class Display:
         for task in tasks:
             record = Run(self._folder / task.key)
             events = record.events()
-            self._rounds[task.key] = int(events[-1]["round"]) if events else 0
+            # After final rounds of gossip there is one event more.
+            done = int(events[-1]["round"]) if events else 0
+            self._rounds[task.key] = min(done, task.experiment.experiment.rounds)
             self._seconds[task.key] = float(events[-1]["seconds_wall"]) if events else 0.0
             if record.finished:
                 self._ended.add(task.key)
