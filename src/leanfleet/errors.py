@@ -53,6 +53,10 @@ class RecordError(UserError):
     """A run record is missing, damaged, or does not fit what is asked of it."""
 
 
+class RecordInUseError(RecordError):
+    """Another process is writing the run record."""
+
+
 class WireError(LeanfleetError):
     """Bytes that are not the message that was expected."""
 

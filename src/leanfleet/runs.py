@@ -29,7 +29,7 @@ from typing import Any, NamedTuple, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from leanfleet.errors import RecordError, did_you_mean
+from leanfleet.errors import RecordError, RecordInUseError, did_you_mean
 from leanfleet.storage import load_tensors, save_tensors, write_json, write_text, writing
 
 _KEPT = 2
@@ -244,7 +244,8 @@ class Run:
         None is returned where there is no checkpoint yet, and for round 0: the run starts there.
 
         Raises:
-            RecordError: If another process is writing the record, or it is damaged; it stays as it is then.
+            RecordInUseError: If another process is writing the record.
+            RecordError: If it is damaged; it stays as it is then.
             StorageError: If the disk refuses.
         """
         if self._unlock is None:
@@ -345,7 +346,9 @@ class Run:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 self.close()
-                raise RecordError(f"{self.folder}: in use by another process; wait for it to end") from None
+                raise RecordInUseError(
+                    f"{self.folder}: in use by another process; wait for it to end"
+                ) from None
 
     def _check_locked(self) -> None:
         if self._unlock is None:

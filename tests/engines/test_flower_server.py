@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 
 import datasets
@@ -13,7 +14,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDic
 from fake_grid import FakeGrid
 from leanfleet.data import load
 from leanfleet.engines import run
-from leanfleet.engines.flower import client
+from leanfleet.engines.flower import client, server
 from leanfleet.engines.flower.fleet import STATUS, Node
 from leanfleet.engines.flower.messages import Task, payload_of
 from leanfleet.engines.flower.server import LOG, serve
@@ -21,8 +22,8 @@ from leanfleet.engines.flower.terms import Terms
 from leanfleet.engines.hardware.caps import Caps
 from leanfleet.engines.hardware.measuring import MeasuredClock
 from leanfleet.engines.job import FederatedJob, federated_job
-from leanfleet.engines.local import default_workers, saved_params
-from leanfleet.errors import ExperimentError, LeanfleetError
+from leanfleet.engines.local import begin, default_workers, saved_params
+from leanfleet.errors import ExperimentError, LeanfleetError, RecordInUseError
 from leanfleet.experiment import dumps
 from leanfleet.federated import FedAvg
 from leanfleet.report import group, read, summarise
@@ -363,6 +364,27 @@ def test_a_restarted_server_goes_on_where_it_stopped(tmp_path):
     record = serve(again, what, Terms(resume=str(tmp_path / "tiny"), **QUICK))
     assert [event["round"] for event in record.events()] == [1, 2, 3, 4]
     assert {m.metadata.group_id for m in again.pushed if is_train(m)} == {"3", "4"}
+
+
+def test_a_server_that_still_holds_the_record_is_waited_for(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(server, "_ASKS_SECONDS", 0.1)
+    what = experiment(*REAL, "experiment.rounds=1")
+    with begin(federated_job(what), tmp_path) as held:
+        ends = threading.Timer(0.5, held.close)
+        ends.start()
+        record = serve(fake(what, 3), what, Terms(resume=str(held.folder), **QUICK))
+    assert record.finished
+    assert "in use by another process" in caplog.text
+
+
+def test_a_record_that_stays_in_use_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(server, "_LETS_GO_SECONDS", 0.0)
+    what = experiment(*REAL)
+    with (
+        begin(federated_job(what), tmp_path) as held,
+        pytest.raises(RecordInUseError, match="in use by another process"),
+    ):
+        serve(fake(what, 3), what, Terms(resume=str(held.folder), **QUICK))
 
 
 def test_too_few_devices_end_the_run_in_one_line(tmp_path):

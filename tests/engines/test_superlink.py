@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -192,7 +191,6 @@ def test_faults_cost_nothing_but_the_faulty_contributions(tmp_path):
         assert rejected.endswith("is not finite")
         assert event["silent"] == [0, 1]
         fleet.signal("link", signal.SIGKILL)
-        time.sleep(1)
         done = len(events(folder))
         fleet.start_link()
         fleet.run(f'min-devices=1 resume="{folder}"')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,12 +21,15 @@ from leanfleet.engines.job import FederatedJob, SplitJob, make_job
 from leanfleet.engines.local import begin
 from leanfleet.engines.loop import Loop
 from leanfleet.engines.staff import Staff
+from leanfleet.errors import RecordInUseError
 from leanfleet.experiment import Experiment
 from leanfleet.experiment import load as load_experiment
-from leanfleet.runs import Run
+from leanfleet.runs import Checkpoint, Run
 
 LOG = "fleet.jsonl"
 """The file of a record that says what happened to whom, a JSON object a line."""
+
+_LETS_GO_SECONDS, _ASKS_SECONDS = 120.0, 2.0
 
 
 def app(experiment: Experiment) -> ServerApp:
@@ -47,10 +51,10 @@ def serve(grid: Grid, experiment: Experiment, terms: Terms) -> Run:
     """Play all rounds with the devices behind a grid, or those that a record still lacks; return the record."""
     log.setLevel(logging.INFO)
     resumed = Run.open(Path(terms.resume)) if terms.resume else None
+    restored = _restored(resumed) if resumed else None
     if resumed is not None and resumed.finished:
         log.info("%s: already finished", resumed.folder)
         return resumed
-    restored = resumed.restore() if resumed else None
     experiment = load_experiment(resumed.experiment_file) if resumed else experiment
     terms.check(experiment)
     job = make_job(experiment)
@@ -64,6 +68,20 @@ def serve(grid: Grid, experiment: Experiment, terms: Terms) -> Run:
         )
         Loop(record, job, center, 1, lambda progress: None).go(staff.for_job(job, 1), restored)
     return record
+
+
+def _restored(record: Run) -> Checkpoint | None:
+    """Return where an unfinished run stands; a server whose SuperLink has died has some time to notice, and let go."""
+    end = time.monotonic() + _LETS_GO_SECONDS
+    while not record.finished:
+        try:
+            return record.restore()
+        except RecordInUseError as error:
+            if time.monotonic() > end:
+                raise
+            log.info("%s", error)
+            time.sleep(_ASKS_SECONDS)
+    return None
 
 
 class _JsonLines(logging.Formatter):
