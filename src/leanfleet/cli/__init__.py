@@ -5,7 +5,6 @@ Nothing heavy is imported before a command needs it, so that `leanfleet --help` 
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import signal
 import sys
@@ -21,6 +20,7 @@ from typer.core import TyperGroup
 from leanfleet.cli import peers
 from leanfleet.cli.fleet import fleet, watch
 from leanfleet.cli.graph import graph
+from leanfleet.cli.inference import evaluate, export
 from leanfleet.cli.nets import NetsCommand, nets
 from leanfleet.cli.options import (
     Device,
@@ -29,9 +29,7 @@ from leanfleet.cli.options import (
     EngineName,
     File,
     Files,
-    ImageColumn,
     Json,
-    LabelColumn,
     RunFolder,
     RunFolders,
     Set,
@@ -39,7 +37,7 @@ from leanfleet.cli.options import (
 )
 from leanfleet.cli.score import score
 from leanfleet.cli.search import lut, search
-from leanfleet.console import Display, busy, print_json, print_tables, simple_table, width
+from leanfleet.console import Display, print_json, print_tables, simple_table, width
 from leanfleet.errors import LeanfleetError, UserError
 
 if TYPE_CHECKING:
@@ -71,15 +69,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-app.command(cls=NetsCommand)(nets)
-app.command()(search)
-app.command()(lut)
-app.command()(graph)
-app.command()(fleet)
-app.command()(watch)
-app.command()(score)
 
 
 def main() -> None:
@@ -271,64 +260,6 @@ def report(
 
 
 @app.command()
-def evaluate(
-    run: RunFolder,
-    data: Annotated[
-        str | None,
-        typer.Option(metavar="SOURCE", help="A data set, as in \\[data] source.", show_default="the run's"),
-    ] = None,
-    image: ImageColumn = None,
-    label: LabelColumn = None,
-    workers: Workers = None,
-    device: Device = "cpu",
-    as_json: Json = False,
-) -> None:
-    """Evaluate a run's network: with the test batch's norm statistics (A), and recalibrated (B); or every client's."""
-    from leanfleet.engines import inference
-
-    if data is None and (image or label):
-        raise UserError("--image, --label: go with --data; the run's own are in its experiment.toml")
-    with busy(f"evaluating {run}"):
-        found = inference.evaluate(run, data, image=image, label=label, workers=workers, device=device)
-    if as_json:
-        print_json(dataclasses.asdict(found))
-        return
-    print(f"{run} after round {found.round}, on {found.samples:,} test images of {found.data}\n")
-    if found.accuracies is not None:
-        means = [("mean", f"{100 * found.accuracy:.2f}", f"{found.loss:.4f}")]
-        each = [(str(i), f"{100 * accuracy:.2f}", "") for i, accuracy in enumerate(found.accuracies)]
-        print_tables([simple_table(None, (found.who, "accuracy [%]", "loss"), [*each, *means])])
-        return
-    rows = [
-        ("A", f"{100 * found.accuracy:.2f}", f"{found.loss:.4f}"),
-        ("B", f"{100 * (found.accuracy_recalibrated or 0):.2f}", f"{found.loss_recalibrated or 0:.4f}"),
-    ]
-    print_tables([simple_table(None, ("evaluation", "accuracy [%]", "loss"), rows)])
-
-
-@app.command()
-def export(
-    run: RunFolder,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="Name ending in .safetensors, .pt2 or .ts.")
-    ],
-    client: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N",
-            help="Whose network, of a split or gossip run; 'new': of a client never seen before; 'mean': of all nodes.",
-        ),
-    ] = None,
-) -> None:
-    """Write a run's network for inference, with recalibrated norm statistics."""
-    from leanfleet.engines import inference
-
-    with busy(f"exporting {run}"):
-        inference.export(run, output, client=client)
-    print(output)
-
-
-@app.command()
 def doctor(as_json: Json = False) -> None:
     """Show versions, cores, GPUs, and which data sets are found."""
     from leanfleet.engines.describe import machine
@@ -345,6 +276,17 @@ def doctor(as_json: Json = False) -> None:
         simple_table("packages", ("package", "version"), ((k, v or "not installed") for k, v in packages.items())),
         simple_table("data sets", ("name", "where"), ((k, v or "not found") for k, v in data.items())),
     ])  # fmt: skip
+
+
+app.command()(evaluate)
+app.command()(export)
+app.command(cls=NetsCommand)(nets)
+app.command()(search)
+app.command()(lut)
+app.command()(graph)
+app.command()(fleet)
+app.command()(watch)
+app.command()(score)
 
 
 def _show_peers(folder: Path | None, as_json: bool) -> None:
