@@ -201,7 +201,7 @@ def test_every_way_of_saving_is_compared_on_its_own() -> None:
     }
     assert all(len(keys) == 1 for name, keys in changed.items() if name != "surrogate"), changed
     assert changed["surrogate"] == {"strategy", "design", "refits"}
-    assert {"screening", "seeded", "integer", "tied", "common", "measure"} <= set.union(*changed.values())
+    assert {"screening", "seeded", "integer", "common", "measure"} <= set.union(*changed.values())
 
 
 @given(st.sampled_from(sorted(VARIANTS)), st.floats(0.02, 1.0))
@@ -220,6 +220,12 @@ def test_scale_keeps_the_ratio_of_what_is_compared() -> None:
         assert fast.trials / paper.trials == pytest.approx(FAST.trials / PAPER.trials, rel=0.15)
         assert min(fast.refits) >= 4
         assert fast.steps == paper.steps
+
+
+def test_of_a_short_training_only_what_the_recipe_names_is_smaller() -> None:
+    small = scaled(PAPER, 0.25, ("batch_size",))
+    assert (small.population, small.generations) == (16, 12)
+    assert (small.batch_size, small.steps, small.held_out) == (16, PAPER.steps, PAPER.held_out)
 
 
 def test_a_front_is_what_no_other_vector_beats() -> None:
@@ -245,6 +251,18 @@ def test_common_random_numbers_take_out_what_a_seed_does_to_all() -> None:
     assert found["independent_accuracy"] > 0.01
     assert found["rank_loss_accuracy"] == pytest.approx(1.0)
     assert found["predicts_loss"] == pytest.approx(1.0)
+
+
+def test_small_short_trainings_agree_with_full_ones_that_order_vectors_alike() -> None:
+    generator = np.random.default_rng(0)
+    truth = np.concatenate([[1.0, 0.0], generator.uniform(0, 1, 10)])
+    full = np.stack([truth[:, None].repeat(3, 1), truth[:, None].repeat(3, 1)], axis=2)
+    small = np.stack([full[:, :, 0] ** 2, 1 - full[:, :, 1] ** 2], axis=2)
+    small[:2, :, 1] = full[:2, :, 1]
+    found = numbers_of.agreement(small, full)
+    assert found["agrees_accuracy"] == pytest.approx(1.0)
+    assert found["agrees_loss"] == pytest.approx(-1.0)
+    assert found["full_independent_accuracy"] == pytest.approx(0.0)
 
 
 @pytest.mark.parametrize(

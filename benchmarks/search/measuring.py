@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from variants import UNIFORM
 from leanfleet.data import DataSet
 from leanfleet.errors import RecordError
 from leanfleet.randomness import key, numpy_generator
-from leanfleet.search import OPTIMISER, Progress, Protocol, search
+from leanfleet.search import OPTIMISER, PAPER, Progress, Protocol, search
 from leanfleet.search.objectives import equidistant
 from leanfleet.search.pretrain import pretrain, start_goal
 from leanfleet.search.proxy import proxy
@@ -28,6 +28,9 @@ from leanfleet.workers import one_thread
 _FIRST_SEED = 2_000_000
 # Short trainings between two looks at the disk.
 _CHUNK = 64
+
+FULL_SIZE = "full size"
+"""What `Watch` is told while vectors are trained at the paper's size."""
 
 Watch = Callable[[str, float], None]
 """Is told what is going on, and the share of it that is done."""
@@ -76,14 +79,17 @@ class Judge:
 
     Args:
         study: The study.
+        paper: The paper's protocol: sizes of its short trainings count.
         data: What it searches on.
         seed: The study's, not one of those.
         folder: Where to remember.
         workers: Worker processes.
     """
 
-    def __init__(self, study: SearchStudy, data: DataSet, seed: int, folder: Path, workers: int) -> None:
-        paper, recipe = study.paper, study.recipe
+    def __init__(
+        self, study: SearchStudy, paper: Protocol, data: DataSet, seed: int, folder: Path, workers: int
+    ) -> None:
+        recipe = study.recipe
         images = proxy(data, paper.held_out, seed)
         self._task = Task(recipe.network, None, images, OPTIMISER, paper.batch_size, paper.steps, seed)
         self._bench = Bench(self._task)
@@ -166,11 +172,14 @@ def do(study: SearchStudy, job: Job, data: DataSet, folder: Path, workers: int, 
     found: dict[str, Any] = {"fronts": [], "trials": [0]}
     if job.strategy not in (NOISE, UNIFORM):
         found = _searched(study, job, data, folder, workers, watch)
-    judge = Judge(study, data, job.seed, folder, workers)
+    judge = Judge(study, study.paper, data, job.seed, folder, workers)
     if job.strategy == NOISE:
         generator = numpy_generator(job.seed, "study vectors")
         vectors = generator.uniform(0, HIGHEST, (study.recipe.vectors, len(judge.plan.groups)))
         fronts = {0: np.concatenate([judge.rows(vectors[:0], 2), vectors])}
+        full = replace(PAPER, held_out=study.paper.held_out)
+        whole = Judge(study, full, data, job.seed, folder, workers)
+        found["full_gains"] = whole.gains(fronts[0], lambda share: watch(FULL_SIZE, share)).tolist()
     elif job.strategy == UNIFORM:
         fronts = {0: judge.rows(judge.line(study.recipe.points), study.recipe.points)}
     else:

@@ -18,6 +18,7 @@ from leanfleet.search.trials import Values
 SHARES = (0.25, 0.4, 0.55, 0.7, 0.85)
 """MACs at which fronts are compared, of the whole network's."""
 _GRID = 9
+_MEASURES = ("accuracy", "loss")
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,8 @@ def read(study: SearchStudy, folder: Path) -> tuple[dict[str, list[Found]], dict
         record = json.loads(path.read_text(encoding="utf-8"))
         checkpoints = record["checkpoints"]
         if job.strategy == NOISE:
-            noises[job.seed] = noise(np.array(checkpoints[0]["gains"]))
+            gains, full = np.array(checkpoints[0]["gains"]), np.array(record["full_gains"])
+            noises[job.seed] = noise(gains) | agreement(gains, full)
             continue
         fronts = tuple(Front.of(checkpoint) for checkpoint in checkpoints)
         samples = tuple(int(checkpoint["samples"]) for checkpoint in checkpoints)
@@ -129,6 +131,29 @@ def advantage(searches: dict[str, list[Found]], found: Found) -> list[float | No
     return [None if mine is None or other is None else mine - other for mine, other in pairs]
 
 
+def agreement(gains: Values, full: Values) -> dict[str, float]:
+    """Return how well small short trainings stand for those of full size, from gains as `noise` takes them.
+
+    Returns:
+        `agrees_accuracy`, `agrees_loss`: rank correlation of both measures of the small ones with the accuracy of the
+        full ones, means over all seeds. And `noise` of the full ones, as `full_...`.
+    """
+    from scipy.stats import spearmanr
+
+    small, large = (_f2(of).mean(axis=1) for of in (gains, full))
+    ranks = {
+        f"agrees_{name}": float(spearmanr(small[:, number], large[:, 0]).statistic)
+        for number, name in enumerate(_MEASURES)
+    }
+    return ranks | {f"full_{name}": value for name, value in noise(full).items()}
+
+
+def _f2(gains: Values) -> Values:
+    """Return the second objective [vectors, seeds, 2] of all but the two extremes, every seed against no dropout's."""
+    means = gains.mean(axis=1)
+    return np.asarray((gains[0] - gains[2:]) / (means[0] - means[1]))
+
+
 def noise(gains: Values) -> dict[str, float]:
     """Return how noisy the second objective is, from gains [2 + vectors, seeds, 2] after the two extremes.
 
@@ -139,13 +164,11 @@ def noise(gains: Values) -> dict[str, float]:
     """
     from scipy.stats import spearmanr
 
-    means = gains.mean(axis=1)
-    f2 = (gains[0] - gains[2:]) / (means[0] - means[1])
+    means, f2 = gains.mean(axis=1), _f2(gains)
     seeds = range(f2.shape[1])
-    names = ("accuracy", "loss")
     mean = f2.mean(axis=1)
     found = {"rank_loss_accuracy": float(spearmanr(mean[:, 0], mean[:, 1]).statistic)}
-    for number, name in enumerate(names):
+    for number, name in enumerate(_MEASURES):
         one = f2[:, :, number]
         others = [np.delete(f2[:, :, 0], seed, axis=1).mean(axis=1) for seed in seeds]
         ranks = [spearmanr(one[:, seed], others[seed]).statistic for seed in seeds]

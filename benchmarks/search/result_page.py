@@ -25,6 +25,12 @@ _NOISE = {
     "common_accuracy": "the same, common random numbers",
     "independent_loss": "variance of the difference of two vectors, loss, seeds of their own",
     "common_loss": "the same, common random numbers",
+    "agrees_accuracy": "rank correlation of accuracy with accuracy at full size, all seeds",
+    "agrees_loss": "rank correlation of loss with accuracy at full size, all seeds",
+    "full_independent_accuracy": "full size: variance of the difference of two vectors, accuracy, seeds of their own",
+    "full_common_accuracy": "the same, common random numbers",
+    "full_independent_loss": "full size: variance of the difference of two vectors, loss, seeds of their own",
+    "full_common_loss": "the same, common random numbers",
 }
 _SCALED = ("population", "generations", "steps", "batch_size", "held_out")
 
@@ -160,7 +166,8 @@ def _page(
     )
     if noise:
         yield "## How noisy the objective is\n"
-        yield f"{recipe.vectors} random vectors, {recipe.fresh} seeds each, in units of the second objective:\n"
+        yield f"{recipe.vectors} random vectors, {recipe.fresh} seeds each, in units of the second objective. Full "
+        "size: short trainings of 64 mini-batches of 64, from a start of their own:\n"
         yield from _table(["", "mean"], [[_NOISE[key], _number(value, 1, 4)] for key, value in noise.items()])
     yield f"Anchors: {2 * paper.anchors} short trainings for each search come on top of the samples above.\n"
 

@@ -5,7 +5,8 @@ title = "..."                          # of the page
 about = "..."                          # optional, Markdown
 network = "femnist-cnn"
 data = "mnist_writers"
-scale = 0.5                            # of the protocols, see variants.py
+scale = 0.5                            # of population, generations and short trainings, see variants.py
+smaller = ["batch_size", "held_out"]   # optional: what of a short training it is of; steps too if not given
 seeds = 3
 strategies = ["paper", "fast", ...]    # variants.py names them; "uniform" is one rate for all layers
 ways = ["loss", ...]                   # optional: more of them, of which the last front is judged only
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
-from variants import UNIFORM, VARIANTS, scaled
+from variants import SIZES, UNIFORM, VARIANTS, Size, scaled
 
 from leanfleet.errors import ExperimentError, did_you_mean
 from leanfleet.experiment.base import Count, Section, Share, Text, read_toml
@@ -41,6 +42,7 @@ class SearchRecipe(Section):
     network: Text
     data: Text
     scale: Share = 1.0
+    smaller: tuple[Size, ...] = SIZES
     seeds: Count = 3
     strategies: tuple[str, ...] = Field(min_length=1)
     ways: tuple[str, ...] = ()
@@ -95,7 +97,7 @@ class SearchStudy:
     @property
     def paper(self) -> Protocol:
         """The paper's protocol at this study's scale: what every front is judged with."""
-        return scaled(PAPER, self.recipe.scale)
+        return scaled(PAPER, self.recipe.scale, self.recipe.smaller)
 
     def checkpoints(self, strategy: str) -> int:
         """Return of how many of its fronts a strategy is judged by, at most."""
@@ -103,7 +105,7 @@ class SearchStudy:
 
     def protocol(self, strategy: str) -> Protocol:
         """Return a strategy's protocol at this study's scale."""
-        return scaled(VARIANTS[strategy], self.recipe.scale)
+        return scaled(VARIANTS[strategy], self.recipe.scale, self.recipe.smaller)
 
     def identity(self, job: Job) -> dict[str, Any]:
         """Return the settings that a record must have been made with to be this study's; ready for JSON."""

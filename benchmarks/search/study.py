@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Self
 
 import torch
-from measuring import check, do
+from measuring import FULL_SIZE, check, do
 from result_page import write_page
 from settings import NOISE, Job, SearchStudy, load
 from variants import UNIFORM
@@ -32,6 +32,7 @@ from leanfleet.data import load as load_data
 from leanfleet.engines.local import default_workers
 from leanfleet.errors import ExperimentError, LeanfleetError, StorageError, UserError, did_you_mean
 from leanfleet.nets import NETWORKS, build
+from leanfleet.search import PAPER
 from leanfleet.subnet import SubnetPlan
 from leanfleet.subnet.lut import Lut
 
@@ -186,7 +187,7 @@ class Display:
         job, study = self._to_do[self._at], self._study
         searched, judged = _parts(study, job)
         before = searched if phase == "judged" else 0.0
-        own = judged if phase == "judged" else searched if phase == "search" else 0.0
+        own = judged if phase == "judged" else searched if phase in ("search", FULL_SIZE) else 0.0
         # The phases between are short: they never set the bar back.
         self._reached = max(self._reached, before + own * min(share, 1.0))
         done = sum(self._work[: self._at]) + self._reached
@@ -208,7 +209,8 @@ def _parts(study: SearchStudy, job: Job) -> tuple[float, float]:
     recipe, paper = study.recipe, study.paper
     each = _STEP * paper.steps * paper.batch_size + paper.held_out
     if job.strategy == NOISE:
-        return 0.0, float(each * recipe.vectors * recipe.fresh)
+        full = _STEP * PAPER.steps * PAPER.batch_size + paper.held_out
+        return float(full * recipe.vectors * recipe.fresh), float(each * recipe.vectors * recipe.fresh)
     if job.strategy == UNIFORM:
         return 0.0, float(each * recipe.points * recipe.fresh)
     protocol = study.protocol(job.strategy)

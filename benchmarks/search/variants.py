@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Final, Literal, get_args
 
 from leanfleet.search import FAST, PAPER, PROTOCOLS, Protocol
 
@@ -24,7 +25,6 @@ VARIANTS: Final[dict[str, Protocol]] = {
     "seeded": replace(PAPER, seeded="typical"),
     "careful": replace(PAPER, seeded="careful"),
     "integer": replace(PAPER, integer=True),
-    "tied": replace(PAPER, tied=True),
     # And to the fast one.
     "fast-seeded": replace(FAST, seeded="typical"),
     "fast-careful": replace(FAST, seeded="careful"),
@@ -32,13 +32,18 @@ VARIANTS: Final[dict[str, Protocol]] = {
     "fast-tied": replace(FAST, tied=True),
 }
 
+Size = Literal["steps", "batch_size", "held_out"]
+"""A size of a short training."""
+
+SIZES: Final[tuple[Size, ...]] = get_args(Size)
+
 _FEWEST = {"population": 8, "generations": 1, "steps": 4, "batch_size": 8, "held_out": 50, "design": 12}
 # Fewer vectors are not worth fitting a model anew.
 _FEWEST_REFIT = 4
 
 
-def scaled(protocol: Protocol, scale: float) -> Protocol:
-    """Return a protocol whose population, generations, steps, mini-batches and images held out are all so much smaller.
+def scaled(protocol: Protocol, scale: float, sizes: Sequence[Size] = SIZES) -> Protocol:
+    """Return a protocol whose population, generations and short trainings are so much smaller.
 
     The population stays a multiple of 4. What a model is fitted to shrinks with the square of `scale`, as the number
     of vectors does that an evolution trains: the ratio of both stays.
@@ -46,18 +51,18 @@ def scaled(protocol: Protocol, scale: float) -> Protocol:
     Args:
         protocol: Of full size.
         scale: In (0, 1].
+        sizes: What of a short training is.
     """
     if scale == 1.0:
         return protocol
-    population = 4 * round(protocol.population * scale / 4)
-    sizes = {
-        "population": population,
-        **{name: round(getattr(protocol, name) * scale) for name in ("generations", "steps", "batch_size", "held_out")},
+    less = {
+        "population": 4 * round(protocol.population * scale / 4),
+        **{name: round(getattr(protocol, name) * scale) for name in ("generations", *sizes)},
         **({"design": round(protocol.design * scale**2)} if protocol.design else {}),
     }  # fmt: skip
     return replace(
         protocol,
-        **{name: max(_FEWEST[name], value) for name, value in sizes.items()},
+        **{name: max(_FEWEST[name], value) for name, value in less.items()},
         refits=_refits(protocol.refits, scale**2) if protocol.refits else (),
     )
 
