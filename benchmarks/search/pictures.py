@@ -52,6 +52,8 @@ def _style(searches: dict[str, list[Found]], strategy: str) -> tuple[str, str]:
 
 
 def _hypervolumes(figure: Figure, searches: dict[str, list[Found]]) -> None:
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
     axes = figure.subplots()
     for strategy, found in searches.items():
         colour, marker = _style(searches, strategy)
@@ -63,7 +65,7 @@ def _hypervolumes(figure: Figure, searches: dict[str, list[Found]]) -> None:
             continue
         main = strategy in _COLOURS
         axes.plot(found[0].samples, mean, color=colour, marker=marker, markersize=4, label=strategy,
-                  linewidth=2.0 if main else 1.0)  # fmt: skip
+                  linewidth=2.0 if main else 0.0)  # fmt: skip
         axes.fill_between(
             found[0].samples, low, high, color=colour, alpha=0.15 if main else 0.06, linewidth=0
         )
@@ -73,6 +75,9 @@ def _hypervolumes(figure: Figure, searches: dict[str, list[Found]]) -> None:
             goal, color=_COLOURS["paper"], linestyle=":", linewidth=1.2, label="99 % of paper's last"
         )
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("training samples of the search")
     axes.set_ylabel("hypervolume of the front, judged with fresh seeds")
 

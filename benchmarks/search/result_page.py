@@ -166,8 +166,10 @@ def _page(
     )
     if noise:
         yield "## How noisy the objective is\n"
-        yield f"{recipe.vectors} random vectors, {recipe.fresh} seeds each, in units of the second objective. Full "
-        "size: short trainings of 64 mini-batches of 64, from a start of their own:\n"
+        yield (
+            f"{recipe.vectors} random vectors, {recipe.fresh} seeds each, in units of the second objective. Full size: "
+            "short trainings of 64 mini-batches of 64, from a start of their own.\n"
+        )
         yield from _table(["", "mean"], [[_NOISE[key], _number(value, 1, 4)] for key, value in noise.items()])
     yield f"Anchors: {2 * paper.anchors} short trainings for each search come on top of the samples above.\n"
 
