@@ -21,15 +21,17 @@ REAL = "fleet.round_seconds=60.0", "experiment.rounds=2", "fleet.devices=3", "fl
 SHORT = *REAL, "fleet.round_seconds=3.0"
 
 
+MADE: dict[str, FederatedJob] = {}
+
+
 @pytest.fixture
 def jobs_are_made_once(monkeypatch):
     """A cold process makes its job anew; here that would take most of the time."""
-    made: dict[str, FederatedJob] = {}
 
     def once(what, *own):
         if own:
             return federated_job(what, *own)
-        return made.get(dumps(what)) or made.setdefault(dumps(what), federated_job(what))
+        return MADE.get(dumps(what)) or MADE.setdefault(dumps(what), federated_job(what))
 
     monkeypatch.setattr(client, "federated_job", once)
 

@@ -18,6 +18,7 @@ from small_flower import (
 )
 
 from fake_grid import FakeGrid
+from leanfleet.engines.flower import fleet
 from leanfleet.engines.flower.server import LOG
 from leanfleet.engines.job import federated_job
 from leanfleet.engines.local import saved_params
@@ -127,7 +128,8 @@ class StumblingGrid(FakeGrid):
         return self._asked(message_id).metadata.dst_node_id
 
 
-def test_an_answer_that_flower_cannot_open_is_its_senders_loss(tmp_path, caplog):
+def test_an_answer_that_flower_cannot_open_is_its_senders_loss(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(fleet, "_SHORTEST_PATIENCE_SECONDS", 0.0)
     overrides = *SHORT, "experiment.rounds=3"
     record = play(tmp_path, overrides, grid=fake(experiment(*overrides), 3, kind=StumblingGrid))
     assert "an answer cannot be opened: list index out of range" in caplog.text
