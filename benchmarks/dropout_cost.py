@@ -146,7 +146,10 @@ def main() -> None:
     there = {name: known[name] for name in ("leanfleet", "python", "cpu")} | {"torch": torch.__version__}
     told = {**there, "batch_size": 32, "optimiser": asdict(OPTIMISER), "measured": [asdict(m) for m in found]}
     write_json(given.output / "numbers.json", told)
-    line = ", ".join(f"{name} {value}" for name, value in there.items()) + "; one thread."
+    line = (
+        ", ".join(f"{name} {value}" for name, value in there.items())
+        + "; one thread; all numbers: [numbers.json](numbers.json)."
+    )
     write_text(given.output / "README.md", page(found, given.steps, line))
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -139,8 +140,11 @@ def page(found: Sequence[Measured], given: argparse.Namespace) -> Iterator[str]:
     yield from markdown(found)
     yield from growth(found)
     there = machine()
-    yield f"{there['cpu']}, {there['cores']} cores, torch {there['packages']['torch']}."
-    yield "All numbers are in [results.json](results.json)."
+    versions = f"leanfleet {there['leanfleet']}, python {there['python']}, torch {there['packages']['torch']}"
+    yield (
+        f"`{shlex.join(['python', 'benchmarks/gossip_size.py', *sys.argv[1:]])}`: {versions}; {there['cpu']}, "
+        f"{there['cores']} cores; seed 0. All numbers are in [results.json](results.json)."
+    )
 
 
 def main() -> int:

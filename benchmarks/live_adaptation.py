@@ -265,7 +265,8 @@ def main() -> None:
         draw(found, given.seconds, given.output / f"busy-{busy}.png")
         print(f"plot: {given.output / f'busy-{busy}.png'}", file=sys.stderr)
     about = machine()
-    told["machine"] = {"cpu": about["cpu"], "cores": about["cores"], "torch": about["packages"]["torch"]}
+    told["machine"] = {name: about[name] for name in ("cpu", "cores", "leanfleet", "python")}
+    told["machine"]["torch"] = about["packages"]["torch"]
     write_text(given.output / "live.json", json.dumps(told))
     write_text(given.output / "README.md", page("\n".join(table), given, told))
 
@@ -317,8 +318,8 @@ who cannot finish stops at the deadline, and with FedAvg and Federated Dropout h
 
 {pictures}
 
-`{told["command"]}`: {own["cpu"]}, {own["cores"]} cores, torch {own["torch"]}. All numbers are in
-[live.json](live.json), of the steps every {EVERY}th.
+`{told["command"]}`: leanfleet {own["leanfleet"]}, python {own["python"]}, torch {own["torch"]}; {own["cpu"]},
+{own["cores"]} cores; seed 0. All numbers are in [live.json](live.json), of the steps every {EVERY}th.
 """
 
 

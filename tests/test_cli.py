@@ -56,7 +56,7 @@ SURFACE = {
         "NETWORK", "--budget", "--cost", "--data", "--image", "--json", "--keep", "--label", "--lr", "--out",
         "--protocol", "--resume", "--seed", "--workers", "-o",
     ],
-    "lut": ["FILE", "--json"],
+    "lut": ["FILE", "--json", "--plot"],
     "score": [
         "RUNS", "--byte-mode", "--bytes-max", "--compute-mode", "--json", "--macs-max", "--output", "--temperature",
         "-o",

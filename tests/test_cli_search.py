@@ -75,7 +75,7 @@ def test_a_budget_for_nothing_makes_a_table_that_says_so(cli: Cli) -> None:
     table = Lut.load(Path("net.lut"))
     assert table.origin == "uniform"
     assert "short trainings 0 of 16" in result.out
-    assert "no plot; there was no time to measure anything" in result.err
+    assert "no plot; nothing was judged" in result.err
     assert not Path("net.png").exists()
 
 
@@ -236,3 +236,28 @@ def test_a_table_that_is_none_is_named(cli: Cli) -> None:
     Path("half.lut").write_bytes(Path("whole.lut").read_bytes()[:-20])
     refused(cli("lut", "half.lut"), 2, "half.lut")
     assert cli("lut", "whole.lut").code == 0
+    refused(
+        cli("lut", "whole.lut", "--plot", "whole.png"), 2, "--plot whole.png", "whole.lut", "nothing to draw"
+    )
+    assert not Path("whole.png").exists()
+
+
+def test_a_picture_can_be_drawn_later(cli: Cli) -> None:
+    assert cli(*GIVEN).code == 0
+    first = Path("net.png").read_bytes()
+    again = cli("lut", "net.lut", "--plot", "again.png")
+    assert again.code == 0, again.err
+    assert again.out.splitlines()[-1] == "plot: again.png"
+    assert Path("again.png").read_bytes() == first
+
+
+def test_a_table_whose_picture_cannot_be_drawn_is_kept(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise StorageError("net.png: cannot be written: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("leanfleet.report.front.write_bytes", full)
+        result = cli(*GIVEN)
+    assert (result.code, result.out) == (1, "")
+    assert result.err.splitlines()[-1] == "error: net.png: cannot be written: No space left on device"
+    assert len(Lut.load(Path("net.lut")).rows) > 4

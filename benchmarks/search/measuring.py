@@ -46,7 +46,7 @@ class Recorded:
 
     def __init__(self, strategy: Strategy, fronts: list[Values]) -> None:
         self._strategy, self._fronts = strategy, fronts
-        self.whole = strategy.whole
+        self.needs_all = strategy.needs_all
 
     def ask(self, trials: float) -> Ask | None:
         """Return the next question."""

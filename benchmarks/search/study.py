@@ -87,7 +87,9 @@ def _train(recipe: Path, given: argparse.Namespace) -> int:
         return 2
     runner = HERE.parent / "studies" / "study.py"
     places = ["--runs", str(given.runs), "--output", str(given.output), "--jobs", str(given.jobs)]
-    command = [sys.executable, str(runner), str(recipe), *places, *["--report-only"][: given.report_only]]
+    told = f"python benchmarks/search/study.py {recipe.stem} --jobs {given.jobs}"
+    command = [sys.executable, str(runner), str(recipe), *places, "--command", told]
+    command += ["--report-only"][: given.report_only]
     # Ctrl-C reaches that process too; it ends by itself, and says so.
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

@@ -63,6 +63,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="where to compute: cpu, cuda, cuda:1, ...")
     parser.add_argument("--only", metavar="SCENARIO", nargs="+", default=[], help="run these scenarios only")
     parser.add_argument("--report-only", action="store_true", help="run nothing, write the page anew")
+    parser.add_argument("--command", help="what the page says made it; this command if not given")
     return parser.parse_args(arguments)
 
 
@@ -107,14 +108,9 @@ class _Session:
     def __init__(self, study: Study, folder: Path, jobs: int, given: argparse.Namespace) -> None:
         self._begun, self._clock = datetime.now(UTC), time.monotonic()
         self._folder = folder
-        only = f" --only {' '.join(given.only)}" if given.only else ""
-        # Another folder's recipe is given by its path.
-        here, given_as = study.path.resolve(), study.name
-        if not here.is_relative_to(HERE):
-            given_as = os.path.relpath(here, HERE.parents[1])
         there = machine()
         self._fields: dict[str, Any] = {
-            "command": f"python benchmarks/studies/study.py {given_as}{only} --jobs {jobs} --device {given.device}",
+            "command": given.command or _command(study, jobs, given),
             "leanfleet": there["leanfleet"],
             "python": there["python"],
             "torch": there["packages"]["torch"],
@@ -129,6 +125,14 @@ class _Session:
         fields = {"begun": f"{self._begun:%Y-%m-%d %H:%M} UTC", **self._fields}
         fields["seconds_wall"] = round(time.monotonic() - self._clock, 1)
         write_json(self._folder / f"session-{self._begun:%Y%m%dT%H%M%S}.json", fields)
+
+
+def _command(study: Study, jobs: int, given: argparse.Namespace) -> str:
+    # Another folder's recipe is given by its path.
+    inside = study.path.resolve().is_relative_to(HERE)
+    given_as = study.name if inside else os.path.relpath(study.path.resolve(), HERE.parents[1])
+    only = f" --only {' '.join(given.only)}" if given.only else ""
+    return f"python benchmarks/studies/study.py {given_as}{only} --jobs {jobs} --device {given.device}"
 
 
 if __name__ == "__main__":

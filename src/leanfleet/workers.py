@@ -144,7 +144,7 @@ class Workers:
         told = (
             ", ".join(f"worker {i} {_cause(code)}" for i, code in codes.items()) or "a worker closed its pipe"
         )
-        return WorkerError(f"{told}; the record can be resumed")
+        return WorkerError(told)
 
 
 def _cause(code: int) -> str:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from leanfleet.errors import LutError
 from leanfleet.search import FAST, PAPER, search
 from leanfleet.search.budget import Budget
 from leanfleet.subnet.lut import Lut
@@ -27,7 +28,7 @@ class Clock:
 
 @dataclass
 class Trainer:
-    """Stands for the pool: every short training takes `seconds`, one after the other."""
+    """Stands for the pool: every short training takes `seconds`, as many at a time as there are workers."""
 
     clock: Clock
     seconds: float
@@ -37,6 +38,7 @@ class Trainer:
     seen: list = field(default_factory=list)
 
     def __call__(self, task, workers):
+        self.workers = workers
         self.clock.now += 3.0
         return self
 
@@ -49,13 +51,16 @@ class Trainer:
     def gains(self, rates, seeds, costs, tick, seconds=float("inf"), expected=0.0):
         found = np.full((len(rates), 2), np.nan)
         for number, (vector, seed) in enumerate(zip(rates, seeds, strict=True)):
-            if (number + 1) * self.seconds > seconds:
+            if (number // self.workers + 1) * self.seconds > seconds:
                 break
             luck = np.random.default_rng(int(seed)).normal(0, 0.02)
             found[number] = 0.3 - 0.4 * (vector**1.5).mean() + luck + 1e-3 * vector[0]
-            self.clock.now += self.seconds
-            self.seconds_training += self.seconds
+            if number % self.workers == 0:
+                self.clock.now += self.seconds
+                self.seconds_training += self.seconds
             self.trials += 1
+            if np.ptp(vector):
+                self.seen.append((vector.tobytes(), int(seed)))
             tick()
         return found
 
@@ -70,12 +75,14 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def go(clock, monkeypatch, tmp_path):
-    def call(budget, seconds=1.0, protocol=QUICK, **more):
-        trainer = Trainer(clock, seconds)
+    def call(budget, seconds=1.0, protocol=QUICK, seen=None, **more):
+        trainer = Trainer(clock, seconds, seen=[] if seen is None else seen)
         monkeypatch.setattr("leanfleet.search.run.Pool", trainer)
         begun = clock.now
         found = search(NET, "digits", tmp_path / "net.lut", protocol=protocol, budget_seconds=budget, **more)
-        return SimpleNamespace(lut=found, about=found.about, seconds=clock.now - begun, trials=trainer.trials)
+        return SimpleNamespace(
+            lut=found, about=found.about, seconds=clock.now - begun, trials=trainer.trials, seen=trainer.seen
+        )
 
     return call
 
@@ -170,6 +177,44 @@ def test_with_the_same_budget_only_what_is_left_of_it_is_used(go):
     found = go(200.0, resume=True)
     assert found.seconds < 120
     assert found.about["seconds"] <= 200
+
+
+# With 300 seconds there are fewer anchors than the protocol wants.
+@pytest.mark.parametrize("budget", [300.0, 1000.0])
+@pytest.mark.parametrize("question", [0, 1])
+def test_a_question_that_was_under_way_is_asked_again_as_it_was(go, clock, monkeypatch, budget, question):
+    monkeypatch.setattr("leanfleet.search.trainings._SAVE_SECONDS", 10.0)
+
+    def interrupt(progress):
+        if progress.phase == "search" and progress.step == question and progress.share > 0.9:
+            clock.now += 20.0
+            raise InterruptedError
+
+    before = []
+    with pytest.raises(InterruptedError):
+        go(budget, watch=interrupt, seen=before)
+    found = go(budget, resume=True)
+    assert found.about["questions"][question] == go(budget).about["questions"][question]
+    if question == 0:
+        # Only what was not saved is done again; later questions repeat some by themselves.
+        assert len(set(before) & set(found.seen)) <= 10
+
+
+def test_many_workers_are_used_to_see_what_a_short_training_takes(go):
+    """All at once eight of them do four times what a pair of them does."""
+    found = go(850.0, seconds=8.0, protocol=replace(PAPER, start_accuracy=0.0, held_out=60), workers=8)
+    assert sum(found.about["questions"]) >= 192
+    assert found.seconds <= 850
+
+
+def test_one_unlucky_pair_of_anchors_is_no_reason_to_end_without_a_table(go, monkeypatch):
+    gains = Trainer.gains
+    monkeypatch.setattr(Trainer, "gains", lambda self, *args, **more: 0.0 * gains(self, *args, **more))
+    found = go(6.0)
+    assert found.lut.origin == "uniform"
+    assert not found.about["judged"]
+    with pytest.raises(LutError, match="the uniform table is as good"):
+        go(None)
 
 
 def test_what_was_measured_last_counts_most(clock):

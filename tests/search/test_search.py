@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import multiprocessing as mp
 import sys
 from dataclasses import replace
 
 import pytest
 
+from leanfleet import load_data
 from leanfleet.engines.job import federated_job
-from leanfleet.errors import LutError
+from leanfleet.errors import LutError, UserError
 from leanfleet.experiment import loads
 from leanfleet.federated import Distreal
 from leanfleet.search import FAST, PAPER, Progress, search
@@ -126,10 +128,33 @@ def test_a_search_does_not_go_on_with_another_network_of_the_same_name(tmp_path,
         expected = (
             pytest.raises(StoppedByTestError)
             if channels == 8
-            else pytest.raises(LutError, match="begun with another network or other images")
+            else pytest.raises(LutError, match="begun with another network or other data")
         )
         with expected:
             search("mine:net", "digits", out, protocol=TINY, watch=stop, resume=channels == 12)
+
+
+def test_a_search_does_not_go_on_with_other_labels_of_the_same_images(tmp_path):
+    def stop(progress):
+        if progress.phase == "search":
+            raise StoppedByTestError
+
+    digits = load_data("digits")
+    out = tmp_path / "cut.lut"
+    for shift, expected in (
+        (0, pytest.raises(StoppedByTestError)),
+        (1, pytest.raises(LutError, match="another network or other data of the same name")),
+    ):
+        train = replace(digits.train, labels=(digits.train.labels + shift) % 10)
+        with expected:
+            search(NET, replace(digits, train=train), out, protocol=TINY, watch=stop, resume=shift > 0)
+
+
+def test_a_script_that_starts_itself_again_is_stopped_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(mp.current_process(), "_inheriting", True, raising=False)
+    with pytest.raises(UserError, match="__main__"):
+        search(NET, "digits", tmp_path / "net.lut", protocol=TINY)
+    assert not list(tmp_path.iterdir())
 
 
 def test_where_there_is_nothing_to_search_for_nothing_is_left_behind(tmp_path, monkeypatch):
@@ -189,6 +214,8 @@ def test_there_must_be_something_to_resume_and_a_folder_to_write_to(tmp_path):
         search(NET, "digits", tmp_path / "a.lut", protocol=TINY, resume=True)
     with pytest.raises(LutError, match="no folder"):
         search(NET, "digits", tmp_path / "no" / "a.lut", protocol=TINY)
+    with pytest.raises(LutError, match="is a folder"):
+        search(NET, "digits", tmp_path, protocol=TINY)
     (tmp_path / "b.lut.partial").write_bytes(b"rubbish")
     with pytest.raises(LutError, match="damaged"):
         search(NET, "digits", tmp_path / "b.lut", protocol=TINY, resume=True)

@@ -136,7 +136,7 @@ def test_the_line_is_no_worse_for_having_fewer_points():
     line = uniform_line(PLAN, 62)
     given_ = candidates(PLAN, SPACE, front_of(line), 64, math.inf)
     _, about = table(PLAN, SPACE, given_, gains_of(given_.rates), 0, 64, timed=False)
-    assert about["hypervolume_uniform"]["loss"] == pytest.approx(about["hypervolume"]["loss"], abs=0.01)
+    assert about["hypervolume_uniform"]["loss"] == pytest.approx(about["hypervolume"]["loss"], abs=1e-3)
 
 
 @pytest.mark.parametrize("noise", [0.02, 0.1])
@@ -148,8 +148,7 @@ def test_luck_makes_no_front_look_better_than_the_line(noise):
         luck = np.random.default_rng(seed).normal(0, noise, exact.shape)
         _, about = table(PLAN, SPACE, given_, exact + luck, 0, 64, timed=False)
         ahead.append(about["hypervolume"]["accuracy"] - about["hypervolume_uniform"]["accuracy"])
-    # The line has fewer points, and straight lines between them lie a little above what they stand for.
-    assert abs(np.mean(ahead)) < 3 * np.std(ahead) / len(ahead) ** 0.5 + 0.004
+    assert abs(np.mean(ahead)) < 3 * np.std(ahead) / len(ahead) ** 0.5 + 1e-3
 
 
 def test_a_front_that_is_better_is_better_by_that():
@@ -159,7 +158,8 @@ def test_a_front_that_is_better_is_better_by_that():
     gains[2 + given_.line :] += 0.1 * (gains[0] - gains[1])
     _, about = table(PLAN, SPACE, given_, gains, 0, 64, timed=False)
     gained = about["hypervolume"]["loss"] - about["hypervolume_uniform"]["loss"]
-    assert gained == pytest.approx(0.1, abs=0.01)
+    # Both are read where the line was measured, the extremes included, which nothing changes.
+    assert gained == pytest.approx(0.1 * LINE / (LINE + 1), abs=1e-3)
 
 
 def test_seeds_that_show_no_difference_are_told():

@@ -179,7 +179,7 @@ def test_what_was_not_measured_is_not_believed(kind):
     f2 = truth(question.rates)
     f2[5:] = np.nan
     strategy.tell(f2)
-    assert strategy.whole is False
+    assert strategy.needs_all is False
     known = {tuple(vector) for vector in question.rates[:5].tolist()} | {(0.0,) * GROUPS, (0.5,) * GROUPS}
     front = strategy.front()
     assert np.isfinite(front).all()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _SECONDS_BETWEEN_LINES = 5.0
+_NO_MATPLOTLIB = "it needs matplotlib: pip install 'leanfleet[plots]'"
 _TITLES = {
     "start": "pre-training",
     "anchors": "anchors",
@@ -40,7 +41,9 @@ Data = Annotated[
     str, typer.Option("--data", help="What the fleet will train on: a name, hf:owner/name or a path.")
 ]
 Out = Annotated[Path, typer.Option("-o", "--out", metavar="LUT", help="File of the table.")]
-ProtocolName = Annotated[str, typer.Option(help="fast, or paper: 20 times the short trainings.")]
+ProtocolName = Annotated[
+    str, typer.Option(help="fast, or paper: 20 times the short trainings until the front is known.")
+]
 Budget = Annotated[
     str | None,
     typer.Option(metavar="20m", help="Time for everything: 90s, 20m, 2h.", show_default="no limit"),
@@ -114,24 +117,31 @@ def search(
             resume=resume,
             watch=display,
         )
-    drawn = can_draw() and bool(lut.about.get("uniform"))
-    _show(out, lut, as_json, picture if drawn else None)
-    if drawn:
-        draw_front(lut, picture)
-    elif can_draw():
-        print("note: no plot; there was no time to measure anything", file=sys.stderr)
-    else:
-        print("note: no plot; it needs matplotlib: pip install 'leanfleet[plots]'", file=sys.stderr)
+    plot = draw_front(lut, picture) if can_draw() else None
+    _show(out, lut, as_json, plot)
+    if plot is None:
+        print(f"note: no plot; {'nothing was judged' if can_draw() else _NO_MATPLOTLIB}", file=sys.stderr)
 
 
 def lut(
     file: Annotated[Path, typer.Argument(metavar="LUT", help="A table of dropout vectors.")],
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="PNG", help="Draw its front and the line of one rate for all layers."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show a table of dropout vectors: what each costs and loses."""
+    from leanfleet.report import can_draw
+    from leanfleet.report.front import draw_front
     from leanfleet.subnet.lut import Lut
 
-    _show(file, Lut.load(file), as_json)
+    found = Lut.load(file)
+    if plot is not None and not can_draw():
+        raise UserError(f"--plot {plot}: {_NO_MATPLOTLIB}")
+    if plot is not None and draw_front(found, plot) is None:
+        raise UserError(f"--plot {plot}: {file} has nothing that was judged, so there is nothing to draw")
+    _show(file, found, as_json, plot)
 
 
 def parse_time(text: str) -> float:

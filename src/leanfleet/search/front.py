@@ -62,7 +62,7 @@ def candidates(
     """
     # Where time is short, fewer rows rather than rows that nobody can believe.
     seeds = next((n for n in (FEWEST_SEEDS, 2) if affordable >= n * _FEWEST), 1)
-    room = int(min(population + LINE, affordable // seeds))
+    room = int(min(population + LINE, affordable / seeds))
     line = min(LINE, max(0, room - 2))
     rows = (room if room >= 2 else population) - 2 - line
     front = np.unique(front.astype(np.float32), axis=0).astype(np.float64)
@@ -156,9 +156,10 @@ def table(
         for i in order
     ]  # fmt: skip
     line = np.array([1, *range(2, 2 + given.line), 0])
+    at = f1[line]
     about = {
-        "hypervolume": _volumes(f1, gains, measure, lambda lost: _kept(f1, lost, population)),
-        "hypervolume_uniform": _volumes(f1, gains, measure, lambda lost: line),
+        "hypervolume": _volumes(f1, gains, measure, at, lambda lost: _kept(f1, lost, population)),
+        "hypervolume_uniform": _volumes(f1, gains, measure, at, lambda lost: line),
         "uniform": _points(f1, mean, error, line),
         "front": _points(f1, mean, error, kept),
         "fresh_seeds": gains.shape[1],
@@ -201,13 +202,14 @@ def _kept(f1: Values, lost: Values | None, population: int) -> npt.NDArray[np.in
 
 
 def _volumes(
-    f1: Values, gains: Values, measure: int, choose: Callable[[Values], npt.NDArray[np.int64]]
+    f1: Values, gains: Values, measure: int, at: Values, choose: Callable[[Values], npt.NDArray[np.int64]]
 ) -> dict[str, float | None]:
     """Return the hypervolume of a table, by measure: of the straight lines between its rows, up and down.
 
     A device takes the dearest row that fits, whether a cheaper one was measured better or not. Rows are chosen by one
     half of the seeds and judged by the other, and the other way round: chosen and judged by the same ones, luck alone
-    makes a front that looks better than any line.
+    makes a front that looks better than any line. All tables are read at the same costs `at`, ascending from 0 to 1:
+    losses are convex, so of two tables that are as good the one with more rows would have the larger area.
     """
     halves = [slice(0, None, 2), slice(1, None, 2)]
     found = dict[str, float | None]()
@@ -216,16 +218,16 @@ def _volumes(
         for one, other in (halves, halves[::-1]):
             chosen, judged = _lost(gains[:, one, measure]), _lost(gains[:, other, number])
             if chosen is not None and judged is not None:
-                areas.append(_area(f1, judged.mean(axis=1), choose(chosen)))
+                areas.append(_area(f1, judged.mean(axis=1), choose(chosen), at))
         found[name] = float(np.mean(areas)) if len(areas) == len(halves) else None
     return found
 
 
-def _area(f1: Values, lost: Values, rows: npt.NDArray[np.int64]) -> float:
-    """Return the area between a curve and the reference point; the curve goes through rows from cost 0 to cost 1."""
+def _area(f1: Values, lost: Values, rows: npt.NDArray[np.int64], at: Values) -> float:
+    """Return the area between a curve and the reference point; it goes through rows, and is read at some costs."""
     rows = rows[np.argsort(f1[rows], kind="stable")]
-    under = np.maximum(REFERENCE[1] - lost[rows], 0.0)
-    return float(np.trapezoid(under, f1[rows]) + (REFERENCE[0] - 1) * under[-1])
+    under = np.maximum(REFERENCE[1] - np.interp(at, f1[rows], lost[rows]), 0.0)
+    return float(np.trapezoid(under, at) + (REFERENCE[0] - 1) * under[-1])
 
 
 def _points(f1: Values, mean: Values, error: Values, rows: npt.NDArray[np.int64]) -> list[list[float | None]]:

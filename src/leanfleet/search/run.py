@@ -35,7 +35,7 @@ from leanfleet.search.trainings import Trainings, Watch
 from leanfleet.search.trials import Bench, Pool, Task, Values, measured
 from leanfleet.subnet import SubnetPlan
 from leanfleet.subnet.lut import Lut, Row
-from leanfleet.workers import one_thread
+from leanfleet.workers import check_main, one_thread
 
 OPTIMISER: Final = Optimiser(0.1, weight_decay=1e-3)
 """Local training as experiment files have it by default."""
@@ -93,6 +93,7 @@ def search(
         UserError: Network or data cannot be used, or there is (or is not) something to resume.
         StorageError: The disk refuses.
     """
+    check_main()
     begun = time.monotonic() if begun is None else begun
     if cost not in ("macs", "seconds"):
         raise LutError(f"cost = '{cost}': say macs or seconds")
@@ -143,11 +144,12 @@ def search(
 def _contents(bench: Bench) -> dict[str, Any]:
     """Return what tells a network and its images from others of the same name."""
     data = bench.task.data
-    sums = [zlib.crc32(split.images.contiguous().numpy().data) for split in (data.train, data.test)]
+    parts = (part for split in (data.train, data.test) for part in (split.images, split.labels))
+    sums = [zlib.crc32(part.contiguous().numpy().data) for part in parts]
     return {
         "fingerprint": bench.plan.fingerprint,
         "parameters": {name: list(p.shape) for name, p in bench.params.items()},
-        "images": [len(data.train), len(data.test), *sums],
+        "data": [len(data.train), len(data.test), *sums],
     }
 
 
@@ -177,17 +179,21 @@ class _Search:
         self.bench, self.protocol, self.state, self.trainings = bench, protocol, state, trainings
         self.plan, self.budget, self.cost = bench.plan, trainings.budget, cost
         self._goal = start_goal(protocol.start_accuracy, len(bench.task.data.classes))
+        self._extremes = np.array([[0.0] * len(self.plan.groups), [HIGHEST] * len(self.plan.groups)])
 
     def go(self, begin: Callable[[dict[str, Tensor]], None]) -> _Found:
         """Do everything that is not done yet; `begin` is given what short trainings start from."""
+        # Known before anything is trained: whether a cost is one.
+        costs = scaled_costs(self.bench.task.network, self.cost(self._extremes))
         if not self.state.params:
             self._pretrain()
         begin(self.state.params)
-        scale = self._anchors()
+        gains = self._anchors()
         grid = grid_rates(self.plan.groups) if self.protocol.integer else None
-        space = Space(len(self.plan.groups), self.cost, scale, grid)
+        # Without a second objective there is one rate for all layers, whose costs are normalised all the same.
+        space = Space(len(self.plan.groups), self.cost, Scale(costs, gains or (1.0, 0.0)), grid)
         strategy = self._strategy(space)
-        if self.state.anchors:
+        if gains is not None:
             self._questions(space, strategy)
         return self._front(space, strategy)
 
@@ -209,30 +215,43 @@ class _Search:
         self.state.params, self.state.start_accuracy = params, accuracy
         self._save()
 
-    def _anchors(self) -> Scale:
-        extremes = np.array([[0.0] * len(self.plan.groups), [HIGHEST] * len(self.plan.groups)])
+    def _anchors(self) -> tuple[float, float] | None:
+        """Return what no dropout and half of everything gain; None where there was no time to see a difference."""
         anchors, wanted, left = self.state.anchors, self.protocol.anchors, self.budget.left
         # What is known is normalised by those that were there: a search that was begun keeps them.
-        while len(anchors) < wanted and not self.state.told:
+        while len(anchors) < wanted and not self.state.allowed:
+            pairs = min(max(1, self.trainings.workers // 2), wanted - len(anchors))
             share = _ANCHORS_SHARE if len(anchors) >= self.protocol.seeds else 2 * _ANCHORS_SHARE
-            if anchors and left - self.budget.left + 2 * self.budget.seconds_per_trial > share * left:
+            taken = left - self.budget.left + 2 * pairs * self.budget.seconds_per_trial
+            if anchors and taken > share * left:
                 break
-            gains = self.trainings.gains(extremes, np.full(2, len(anchors)), "anchors", len(anchors), wanted)
+            seeds = np.repeat(np.arange(len(anchors), len(anchors) + pairs), 2)
+            rates = np.tile(self._extremes, (pairs, 1))
+            gains = self.trainings.gains(rates, seeds, "anchors", len(anchors), wanted)
             if not measured(gains).all():
                 break
-            self.state.keep(anchors, gains)
+            for pair in gains.reshape(pairs, 2, 2):
+                self.state.keep(anchors, pair)
             self._save()
         if not anchors:
-            # No time for anything: the table will be one of one rate for all, and this normalises its costs.
-            return scale_of(self.bench.task.network, self.cost(extremes), np.array([1.0, 0.0]))
-        gains = np.stack(anchors)[:, :, self.trainings.measure].mean(axis=0)
-        return scale_of(self.bench.task.network, self.cost(extremes), gains)
+            return None
+        full, half = np.stack(anchors)[:, :, self.trainings.measure].mean(axis=0).tolist()
+        if full > half:
+            return full, half
+        if len(anchors) < wanted:
+            # Chance perhaps: that is no reason to end without a table.
+            return None
+        raise LutError(
+            f"{self.bench.task.network}: half of all filters learn as much as all of them in a short training; there "
+            "is nothing to search for, and the uniform table is as good"
+        )
 
     def _questions(self, space: Space, strategy: Strategy) -> None:
         """Ask until the strategy has no more questions, or there is no more time."""
         state = self.state
         reserve = min(self.trainings.final_seconds, self.budget.left / 2)
-        for allowed, told in zip(state.allowed, list(state.told), strict=True):
+        # The question that was under way is not among them: `allowed` has one more.
+        for allowed, told in zip(state.allowed, list(state.told), strict=False):
             # An answer that is there already brings the strategy to where it was.
             question = strategy.ask(allowed)
             assert question is not None
@@ -240,14 +259,18 @@ class _Search:
         whole = True
         while whole and state.final_rates is None:
             begun, trained = time.monotonic(), state.seconds_training
-            allowed = self.budget.trials(reserve)
+            under_way = len(state.allowed) > len(state.told)
+            allowed = state.allowed[-1] if under_way else self.budget.trials(reserve)
             question = strategy.ask(allowed)
             if question is None:
                 break
+            if not under_way:
+                # With less time left the same question would not be asked again, and what was answered of it be lost.
+                state.allowed.append(allowed)
+                self._save()
             told = self.trainings.answer(space, question, len(state.told), reserve)
             whole = bool(measured(told).reshape(-1, question.seeds).any(axis=1).all())
-            if whole or not strategy.whole:
-                state.allowed.append(allowed)
+            if whole or not strategy.needs_all:
                 state.keep(state.told, told)
                 self._tell(space, strategy, question, told)
             self._save()
@@ -314,20 +337,16 @@ class _Search:
         self.state.save()
 
 
-def scale_of(network: str, cost: Values, gain: Values) -> Scale:
-    """Return what both objectives are normalised by, from cost and gain of no dropout and of half of everything.
+def scaled_costs(network: str, cost: Values) -> tuple[float, float]:
+    """Return what the first objective is normalised by: the cost of no dropout, and of half of everything.
 
     Raises:
-        LutError: One of them makes no difference: there is nothing to search for.
+        LutError: It makes no difference: there is nothing to search for.
     """
-    if not gain[0] > gain[1]:
-        raise LutError(
-            f"{network}: half of all filters learn as much as all of them in a short training; there is nothing to "
-            "search for, and the uniform table is as good"
-        )
-    if not cost[0] > cost[1]:
+    full, half = cost.tolist()
+    if not full > half:
         raise LutError(
             f"{network}: with half of all filters dropped a step takes no less time here; there is nothing to search "
             "for: use --cost macs"
         )
-    return Scale((float(cost[0]), float(cost[1])), (float(gain[0]), float(gain[1])))
+    return full, half

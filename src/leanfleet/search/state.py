@@ -16,7 +16,7 @@ from leanfleet.errors import LutError, RecordError
 from leanfleet.search.trials import Values
 from leanfleet.storage import load_tensors, save_tensors
 
-_FORMAT = 3
+_FORMAT = 4
 _NUMBERS = (
     "start_accuracy", "allowed", "final_line", "final_mixed", "budget", "training_samples", "seconds",
     "seconds_training", "seconds_search", "seconds_outside",
@@ -34,7 +34,7 @@ class State:
         anchors: Gains [2, 2] of the constant vectors, a seed each: (vector, measure).
         told: Gains [n, 2] of every question's short trainings; NaN where there was no time for one.
         begun: Gains [2] of what of the present question, anchor or look at the final front is done, by `trial_key`.
-        allowed: How many short trainings each question was allowed to ask for.
+        allowed: How many short trainings each question was allowed to ask for; that under way is the last.
         final_rates: The vectors [m, groups] whose gains are measured anew at the end.
         final: Gains [m, 2] of those, a seed each.
         profile: Coefficients of the step time, where that is the cost.
@@ -79,6 +79,8 @@ class State:
         path = out.with_name(out.name + ".partial")
         if not out.parent.is_dir():
             raise LutError(f"{out}: there is no folder {out.parent}")
+        if out.is_dir():
+            raise LutError(f"{out}: is a folder; should be a file such as net.lut")
         if path.exists() and not resume:
             raise LutError(f"{path}: a search was interrupted; go on with --resume, or remove the file")
         if resume and not path.exists():
@@ -127,7 +129,7 @@ class State:
                 )
         if found.settings.get("contents") != settings.get("contents"):
             raise LutError(
-                f"{path}: was begun with another network or other images of the same name; give the same, or remove "
+                f"{path}: was begun with another network or other data of the same name; give the same, or remove "
                 "the file"
             )
         return found

@@ -83,7 +83,7 @@ class Ask:
 class Strategy(Protocol):
     """Asks for vectors and is told what they lose: the same questions in the same order for the same answers."""
 
-    whole: bool
+    needs_all: bool
     """Whether an answer that lacks a vector is no use to it."""
 
     def ask(self, trials: float) -> Ask | None:
@@ -99,7 +99,7 @@ class Strategy(Protocol):
 class Genetic:
     """NSGA-II (Deb et al. 2002) with the extremes in the first population, operators as pygmo has them by default."""
 
-    whole = True
+    needs_all = True
 
     def __init__(
         self,
@@ -146,7 +146,7 @@ class Genetic:
 class Chance:
     """Random vectors, the extremes first: what any search has to beat."""
 
-    whole = False
+    needs_all = False
 
     def __init__(
         self,

@@ -46,7 +46,7 @@ class Tied:
 
     def __init__(self, strategy: Strategy, index: Index) -> None:
         self._strategy, self._index = strategy, index
-        self.whole = strategy.whole
+        self.needs_all = strategy.needs_all
 
     def ask(self, trials: float) -> Ask | None:
         """See `Strategy.ask`."""

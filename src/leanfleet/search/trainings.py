@@ -86,6 +86,11 @@ class Trainings:
             self.budget.took(1, seconds_per_step * self._task.steps / self._pool.workers)
 
     @property
+    def workers(self) -> int:
+        """How many train at the same time."""
+        return self._pool.workers
+
+    @property
     def protocol(self) -> Protocol:
         """The protocol; with no more seeds a vector than there are anchors to compare with."""
         if not self._protocol.common:
@@ -156,10 +161,11 @@ class Trainings:
             self.budget.left - reserve,
             self.budget.seconds_per_trial * self._pool.workers,
         )
-        trials = int(measured(found).sum())
+        trials, seconds = int(measured(found).sum()), time.monotonic() - begun
         self._state.seconds_training += self._pool.seconds_training - before
         self._state.training_samples += trials * self._task.steps * self._task.batch_size
-        self.budget.took(trials, time.monotonic() - begun)
+        # Where there are more workers than short trainings, all could have done more in that time.
+        self.budget.took(trials, seconds * min(1.0, len(rates) / self._pool.workers))
         return found
 
     def answer(self, space: Space, question: Ask, asked: int, reserve: float) -> Values:
