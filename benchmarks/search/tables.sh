@@ -3,9 +3,9 @@
 #
 #     LEANFLEET_DATA=FOLDER benchmarks/search/tables.sh [digits-cnn ...]
 #
-# A table that was begun is gone on with; one that is finished in runs/tables is only put in place. Remove it there to
-# make it anew. The small networks have no budget, and take 5 and 10 minutes of two cores; those of CIFAR-10 get an hour or
-# less, as a user would give them, so the machine decides how much of `fast` fits in.
+# A table that was begun is gone on with; one that is finished in runs/tables is only put in place. Remove it and its
+# picture there to make it anew. The small networks have no budget, and take 5 and 10 minutes of two cores; those of
+# CIFAR-10 get an hour or less, as a user would give them, so the machine decides how much of `fast` fits in.
 set -eu
 cd "$(dirname "$0")/../.."
 leanfleet=${LEANFLEET:-.venv/bin/leanfleet}
