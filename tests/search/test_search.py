@@ -85,6 +85,7 @@ def test_a_search_writes_a_table_that_distreal_takes(tmp_path, protocol):
     assert about["measure"] == protocol.measure
     assert sum(about["questions"]) == protocol.trials
     assert about["cut_short"] == []
+    assert about["grids"] == [[1, 8, 16], [1, 8, 16, 24, 32], [1, 8, 16, 24, 32]]
     assert 0 < about["share_outside_training"] < 1
     assert len(loaded.rows) <= protocol.population
     phases = [p.phase for p in seen]

@@ -132,6 +132,8 @@ def search(
     finally:
         pool.close()
     about = {**settings, **_TRAINED, "version": version("leanfleet"), **found.about}
+    # Counts between which a rate is rounded: with others the same table would train other networks.
+    about["grids"] = [list(group.grid) for group in bench.plan.groups]
     # Where time was too short for more than one rate for all layers, nothing was found.
     found_any = any(np.ptp(row.rates) > _SAME for row in found.rows)
     origin = f"search ({protocol.name}, {data.name})" if found_any else "uniform"
