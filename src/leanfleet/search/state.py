@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import math
 from dataclasses import dataclass, field
@@ -85,6 +86,9 @@ class State:
             raise LutError(f"{path}: a search was interrupted; go on with --resume, or remove the file")
         if resume and not path.exists():
             raise LutError(f"{path}: there is nothing to resume")
+        # What a kill has left behind while it was written.
+        for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+            stale.unlink(missing_ok=True)
         return path
 
     @classmethod
