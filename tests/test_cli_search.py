@@ -249,6 +249,10 @@ def test_a_picture_can_be_drawn_later(cli: Cli) -> None:
     assert again.code == 0, again.err
     assert again.out.splitlines()[-1] == "plot: again.png"
     assert Path("again.png").read_bytes() == first
+    table = Path("net.lut").read_bytes()
+    for there in ("net.lut", "net.png"):
+        refused(cli("lut", "net.lut", "--plot", there), 2, f"--plot {there}: is there already")
+    assert (Path("net.lut").read_bytes(), Path("net.png").read_bytes()) == (table, first)
 
 
 def test_a_table_whose_picture_cannot_be_drawn_is_kept(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

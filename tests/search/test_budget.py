@@ -8,14 +8,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from leanfleet.data import load as load_data
 from leanfleet.errors import LutError
-from leanfleet.search import FAST, PAPER, search
+from leanfleet.search import FAST, OPTIMISER, PAPER, search
 from leanfleet.search.budget import Budget
+from leanfleet.search.proxy import proxy
+from leanfleet.search.state import State
+from leanfleet.search.trainings import Trainings
+from leanfleet.search.trials import Bench, Task
 from leanfleet.subnet.lut import Lut
 
 NET = "digits-cnn-small"
 # Sizes of the real thing; only the pre-training is done for real, and short.
 QUICK = replace(FAST, start_accuracy=0.0, held_out=60)
+QUICK_PAPER = replace(PAPER, start_accuracy=0.0, held_out=60)
 
 
 @dataclass
@@ -33,6 +39,7 @@ class Trainer:
     clock: Clock
     seconds: float
     trials: int = 0
+    asked: int = 0
     workers: int = 1
     seconds_training: float = 0.0
     seen: list = field(default_factory=list)
@@ -50,6 +57,7 @@ class Trainer:
 
     def gains(self, rates, seeds, costs, tick, seconds=float("inf"), expected=0.0):
         found = np.full((len(rates), 2), np.nan)
+        self.asked += 1
         for number, (vector, seed) in enumerate(zip(rates, seeds, strict=True)):
             if (number // self.workers + 1) * self.seconds > seconds:
                 break
@@ -81,15 +89,18 @@ def go(clock, monkeypatch, tmp_path):
         begun = clock.now
         found = search(NET, "digits", tmp_path / "net.lut", protocol=protocol, budget_seconds=budget, **more)
         return SimpleNamespace(
-            lut=found, about=found.about, seconds=clock.now - begun, trials=trainer.trials, seen=trainer.seen
+            lut=found,
+            about=found.about,
+            seconds=clock.now - begun,
+            trials=trainer.trials,
+            asked=trainer.asked,
+            seen=trainer.seen,
         )
 
     return call
 
 
-@pytest.mark.parametrize(
-    "protocol", [QUICK, replace(PAPER, start_accuracy=0.0, held_out=60)], ids=["fast", "paper"]
-)
+@pytest.mark.parametrize("protocol", [QUICK, QUICK_PAPER], ids=["fast", "paper"])
 @pytest.mark.parametrize("budget", [3.2, 6.0, 10.0, 20.0, 60.0, 200.0, 1000.0])
 def test_a_search_ends_on_time_with_a_fine_table(go, budget, protocol, tmp_path):
     found = go(budget, protocol=protocol)
@@ -152,10 +163,10 @@ def test_with_too_little_for_anything_the_table_is_the_uniform_one_and_says_so(g
     assert go(60.0).lut.origin.startswith("search")
 
 
-@pytest.mark.parametrize("stop", ["search", "front"])
-def test_an_interrupted_search_goes_on_with_a_larger_budget(go, stop):
+@pytest.mark.parametrize(("stop", "step"), [("search", 0), ("search", 1), ("front", 1)])
+def test_an_interrupted_search_goes_on_with_a_larger_budget(go, stop, step):
     def interrupt(progress):
-        if progress.phase == stop and progress.step == 1:
+        if progress.phase == stop and progress.step == step:
             raise InterruptedError
 
     small = go(200.0)
@@ -163,6 +174,8 @@ def test_an_interrupted_search_goes_on_with_a_larger_budget(go, stop):
         go(200.0, watch=interrupt)
     found = go(None, resume=True)
     assert sum(found.about["questions"]) > 3 * sum(small.about["questions"])
+    # What was not answered yet is asked as if there had been the time from the start.
+    assert (found.about["questions"][0] == QUICK.design) == (step == 0)
     assert sum(found.about["questions"]) == pytest.approx(QUICK.trials, abs=30)
     assert found.about["fresh_seeds"] == QUICK.fresh
 
@@ -200,11 +213,50 @@ def test_a_question_that_was_under_way_is_asked_again_as_it_was(go, clock, monke
         assert len(set(before) & set(found.seen)) <= 10
 
 
-def test_many_workers_are_used_to_see_what_a_short_training_takes(go):
-    """All at once eight of them do four times what a pair of them does."""
-    found = go(850.0, seconds=8.0, protocol=replace(PAPER, start_accuracy=0.0, held_out=60), workers=8)
+def test_many_workers_leave_time_for_a_generation(go):
+    found = go(850.0, seconds=8.0, protocol=QUICK_PAPER, workers=8)
     assert sum(found.about["questions"]) >= 192
     assert found.seconds <= 850
+
+
+def test_many_workers_train_many_anchors_at_once(go):
+    def stop(progress):
+        asked.append(progress)
+        if progress.phase == "search":
+            raise InterruptedError
+
+    asked = []
+    with pytest.raises(InterruptedError):
+        go(None, workers=8, watch=stop)
+    # Four pairs, four, and two.
+    assert sorted({p.step for p in asked if p.phase == "anchors"}) == [0, 4, 8]
+
+
+def test_with_fewer_short_trainings_than_workers_each_counts_as_it_would_among_many(clock, tmp_path):
+    task = Task(NET, None, proxy(load_data("digits"), 60, 0), OPTIMISER)
+    budget, bench = Budget(clock.now, 0.0, 1000.0), Bench(task)
+    state, pool = State(tmp_path / "net.lut.partial", {}), Trainer(clock, 8.0, workers=8)
+    trainings = Trainings(bench, QUICK, state, pool, budget, lambda progress: None)
+    extremes = np.array([[0.0], [0.5]]) * np.ones(len(bench.plan.groups))
+    trainings.gains(extremes, np.zeros(2, dtype=np.int64), "anchors", 0, 10)
+    assert budget.seconds_per_trial == pytest.approx(8.0 / 8)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "budget"), [(QUICK, 300.0), (QUICK_PAPER, 1400.0)], ids=["fast", "paper"]
+)
+@pytest.mark.parametrize("phase", ["search", "front"])
+def test_an_interruption_moves_no_time_from_the_final_front_to_the_search(go, protocol, budget, phase):
+    def interrupt(progress):
+        if progress.phase == phase:
+            raise InterruptedError
+
+    whole = go(budget, protocol=protocol)
+    with pytest.raises(InterruptedError):
+        go(budget, protocol=protocol, watch=interrupt)
+    found = go(budget, protocol=protocol, resume=True)
+    assert found.about["questions"][0] == whole.about["questions"][0]
+    assert sum(found.about["questions"]) <= sum(whole.about["questions"])
 
 
 def test_one_unlucky_pair_of_anchors_is_no_reason_to_end_without_a_table(go, monkeypatch):

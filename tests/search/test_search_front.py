@@ -139,16 +139,15 @@ def test_the_line_is_no_worse_for_having_fewer_points():
     assert about["hypervolume_uniform"]["loss"] == pytest.approx(about["hypervolume"]["loss"], abs=1e-3)
 
 
-@pytest.mark.parametrize("noise", [0.02, 0.1])
-def test_luck_makes_no_front_look_better_than_the_line(noise):
+def test_luck_makes_no_front_look_better_than_the_line():
     """There is nothing to gain, and 62 noisy rows: chosen and judged by the same seeds they would win."""
     given_ = candidates(PLAN, SPACE, front_of(uniform_line(PLAN, 62)), 64, math.inf)
-    exact, ahead = gains_of(given_.rates, 10), []
-    for seed in range(30):
-        luck = np.random.default_rng(seed).normal(0, noise, exact.shape)
+    exact, ahead = gains_of(given_.rates, 4), []
+    for seed in range(150):
+        luck = np.random.default_rng(seed).normal(0, 0.1, exact.shape)
         _, about = table(PLAN, SPACE, given_, exact + luck, 0, 64, timed=False)
         ahead.append(about["hypervolume"]["accuracy"] - about["hypervolume_uniform"]["accuracy"])
-    assert abs(np.mean(ahead)) < 3 * np.std(ahead) / len(ahead) ** 0.5 + 1e-3
+    assert abs(np.mean(ahead)) < 3 * np.std(ahead) / len(ahead) ** 0.5
 
 
 def test_a_front_that_is_better_is_better_by_that():

@@ -139,6 +139,8 @@ def lut(
     found = Lut.load(file)
     if plot is not None and not can_draw():
         raise UserError(f"--plot {plot}: {_NO_MATPLOTLIB}")
+    if plot is not None and plot.exists():
+        raise UserError(f"--plot {plot}: is there already; take another name, or remove it first")
     if plot is not None and draw_front(found, plot) is None:
         raise UserError(f"--plot {plot}: {file} has nothing that was judged, so there is nothing to draw")
     _show(file, found, as_json, plot)

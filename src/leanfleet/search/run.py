@@ -221,7 +221,7 @@ class _Search:
         """Return what no dropout and half of everything gain; None where there was no time to see a difference."""
         anchors, wanted, left = self.state.anchors, self.protocol.anchors, self.budget.left
         # What is known is normalised by those that were there: a search that was begun keeps them.
-        while len(anchors) < wanted and not self.state.allowed:
+        while len(anchors) < wanted and not self.state.anchored:
             pairs = min(max(1, self.trainings.workers // 2), wanted - len(anchors))
             share = _ANCHORS_SHARE if len(anchors) >= self.protocol.seeds else 2 * _ANCHORS_SHARE
             taken = left - self.budget.left + 2 * pairs * self.budget.seconds_per_trial
@@ -235,6 +235,7 @@ class _Search:
             for pair in gains.reshape(pairs, 2, 2):
                 self.state.keep(anchors, pair)
             self._save()
+        self.state.anchored = True
         if not anchors:
             return None
         full, half = np.stack(anchors)[:, :, self.trainings.measure].mean(axis=0).tolist()
@@ -251,7 +252,8 @@ class _Search:
     def _questions(self, space: Space, strategy: Strategy) -> None:
         """Ask until the strategy has no more questions, or there is no more time."""
         state = self.state
-        reserve = min(self.trainings.final_seconds, self.budget.left / 2)
+        if state.reserve is None:
+            state.reserve = min(self.trainings.final_seconds, self.budget.left / 2)
         # The question that was under way is not among them: `allowed` has one more.
         for allowed, told in zip(state.allowed, list(state.told), strict=False):
             # An answer that is there already brings the strategy to where it was.
@@ -262,7 +264,7 @@ class _Search:
         while whole and state.final_rates is None:
             begun, trained = time.monotonic(), state.seconds_training
             under_way = len(state.allowed) > len(state.told)
-            allowed = state.allowed[-1] if under_way else self.budget.trials(reserve)
+            allowed = state.allowed[-1] if under_way else self.budget.trials(state.reserve)
             question = strategy.ask(allowed)
             if question is None:
                 break
@@ -270,7 +272,7 @@ class _Search:
                 # With less time left the same question would not be asked again, and what was answered of it be lost.
                 state.allowed.append(allowed)
                 self._save()
-            told = self.trainings.answer(space, question, len(state.told), reserve)
+            told = self.trainings.answer(space, question, len(state.told), state.reserve)
             whole = bool(measured(told).reshape(-1, question.seeds).any(axis=1).all())
             if whole or not strategy.needs_all:
                 state.keep(state.told, told)
@@ -291,6 +293,7 @@ class _Search:
             affordable = _CAREFUL * self.budget.trials()
             given = candidates(self.plan, space, strategy.front(), population, affordable)
             state.final_rates, state.final_line, state.final_mixed = given.rates, given.line, given.mixed
+            self._save()
         given = Candidates(state.final_rates, state.final_line, state.final_mixed)
         gains = state.final
         while len(gains) < self.protocol.fresh and len(given.rates) <= self.budget.trials():

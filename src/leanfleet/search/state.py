@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import math
 from dataclasses import dataclass, field
@@ -19,8 +18,8 @@ from leanfleet.storage import load_tensors, save_tensors
 
 _FORMAT = 4
 _NUMBERS = (
-    "start_accuracy", "allowed", "final_line", "final_mixed", "budget", "training_samples", "seconds",
-    "seconds_training", "seconds_search", "seconds_outside",
+    "start_accuracy", "anchored", "reserve", "allowed", "final_line", "final_mixed", "budget", "training_samples",
+    "seconds", "seconds_training", "seconds_search", "seconds_outside",
 )  # fmt: skip
 
 
@@ -40,6 +39,8 @@ class State:
         final: Gains [m, 2] of those, a seed each.
         profile: Coefficients of the step time, where that is the cost.
         start_accuracy: Accuracy of `params`.
+        anchored: Whether there are as many anchors as there will be.
+        reserve: Seconds of the budget that are kept for the final front, once that is known.
         final_line: How many of those have one rate for all layers.
         final_mixed: How many of them lie between two that were chosen.
         budget: Seconds that were allowed for everything.
@@ -60,6 +61,8 @@ class State:
     final: list[Values] = field(default_factory=list)
     profile: Values | None = None
     start_accuracy: float = 0.0
+    anchored: bool = False
+    reserve: float | None = None
     allowed: list[float] = field(default_factory=list)
     final_line: int = 0
     final_mixed: int = 0
@@ -86,9 +89,6 @@ class State:
             raise LutError(f"{path}: a search was interrupted; go on with --resume, or remove the file")
         if resume and not path.exists():
             raise LutError(f"{path}: there is nothing to resume")
-        # What a kill has left behind while it was written.
-        for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-            stale.unlink(missing_ok=True)
         return path
 
     @classmethod
@@ -141,7 +141,9 @@ class State:
     def reopen(self, budget: float) -> None:
         """Take note of how many seconds are allowed now; with more than before, the search itself goes on."""
         if budget > self.budget:
-            self.final_rates, self.final = None, []
+            self.final_rates, self.final, self.reserve = None, [], None
+            # The question under way may be larger now; what is answered of it stays in `begun`.
+            del self.allowed[len(self.told) :]
         self.budget = budget
 
     def save(self) -> None:
