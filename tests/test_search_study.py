@@ -82,7 +82,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 def test_an_interrupted_study_is_finished_by_the_same_command(place: Place) -> None:
     assert place.codes == (130, 0)
-    assert place.told == "interrupted; everything is kept, the same command goes on\n"
+    assert place.told.splitlines()[-1] == "interrupted; everything is kept, the same command goes on"
     found = settings.load(FOLDER / "smoke.toml")
     assert [job.key for job in found.jobs] == ["noise-s0", "uniform-s0", "paper-s0", "fast-s0", "random-s0"]
     for job in found.jobs:
