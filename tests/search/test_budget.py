@@ -269,6 +269,21 @@ def test_one_unlucky_pair_of_anchors_is_no_reason_to_end_without_a_table(go, mon
         go(None)
 
 
+def test_with_more_time_there_are_more_anchors_where_nothing_was_asked_yet(go, monkeypatch):
+    def interrupt(progress):
+        if progress.phase == "front":
+            raise InterruptedError
+
+    with monkeypatch.context() as patch:
+        gains = Trainer.gains
+        patch.setattr(Trainer, "gains", lambda self, *args, **more: 0.0 * gains(self, *args, **more))
+        with pytest.raises(InterruptedError):
+            go(20.0, watch=interrupt, protocol=replace(QUICK, seeds=1))
+    found = go(None, resume=True, protocol=replace(QUICK, seeds=1))
+    assert found.about["questions"][0] == QUICK.design
+    assert found.about["cut_short"] == []
+
+
 def test_what_was_measured_last_counts_most(clock):
     budget = Budget(clock.now, 0.0, 100.0)
     assert budget.trials() == 100

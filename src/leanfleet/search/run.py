@@ -221,7 +221,7 @@ class _Search:
         """Return what no dropout and half of everything gain; None where there was no time to see a difference."""
         anchors, wanted, left = self.state.anchors, self.protocol.anchors, self.budget.left
         # What is known is normalised by those that were there: a search that was begun keeps them.
-        while len(anchors) < wanted and not self.state.anchored:
+        while len(anchors) < wanted and not self.state.anchored and self.state.final_rates is None:
             pairs = min(max(1, self.trainings.workers // 2), wanted - len(anchors))
             share = _ANCHORS_SHARE if len(anchors) >= self.protocol.seeds else 2 * _ANCHORS_SHARE
             taken = left - self.budget.left + 2 * pairs * self.budget.seconds_per_trial
@@ -235,7 +235,6 @@ class _Search:
             for pair in gains.reshape(pairs, 2, 2):
                 self.state.keep(anchors, pair)
             self._save()
-        self.state.anchored = True
         if not anchors:
             return None
         full, half = np.stack(anchors)[:, :, self.trainings.measure].mean(axis=0).tolist()
@@ -271,6 +270,7 @@ class _Search:
             if not under_way:
                 # With less time left the same question would not be asked again, and what was answered of it be lost.
                 state.allowed.append(allowed)
+                state.anchored = True
                 self._save()
             told = self.trainings.answer(space, question, len(state.told), state.reserve)
             whole = bool(measured(told).reshape(-1, question.seeds).any(axis=1).all())

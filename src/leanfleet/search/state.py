@@ -39,7 +39,7 @@ class State:
         final: Gains [m, 2] of those, a seed each.
         profile: Coefficients of the step time, where that is the cost.
         start_accuracy: Accuracy of `params`.
-        anchored: Whether there are as many anchors as there will be.
+        anchored: Whether a question was ever asked: its answers are compared with the anchors there were.
         reserve: Seconds of the budget that are kept for the final front, once that is known.
         final_line: How many of those have one rate for all layers.
         final_mixed: How many of them lie between two that were chosen.
