@@ -33,7 +33,7 @@ def plan_of(name: str, classes: int) -> SubnetPlan:
 def test_there_is_one_of_every_network_that_the_docs_name():
     named = re.findall(r"^\| `([\w-]+)` \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(named) == sorted(name_of(path) for path in SHIPPED)
-    assert {"digits-cnn", "femnist-cnn", "densenet-bc-19"} <= set(named)
+    assert {"digits-cnn", "femnist-cnn", "densenet-bc-19", "resnet-20"} <= set(named)
 
 
 @every_table
