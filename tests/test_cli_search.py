@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -101,9 +102,9 @@ def test_progress_goes_to_stderr_in_plain_lines(cli: Cli, monkeypatch: pytest.Mo
     json.loads(result.out)
     lines = result.err.splitlines()
     assert "\x1b" not in result.err
-    assert [line.split()[0] for line in lines] == sorted(
-        (line.split()[0] for line in lines), key=["pre-training", "anchors", "search", "final"].index
-    )
+    phases = [re.match(r"[a-z-]+", line)[0] for line in lines]
+    assert phases == sorted(phases, key=["pre-training", "anchors", "search", "final"].index)
+    assert re.fullmatch(r"pre-training, \d+% done: ETA -:--", lines[0])
     searching = [line for line in lines if line.startswith("search 1/2, the next ")]
     assert searching
     assert all(", hypervolume (loss) " in line and "ETA 0:" in line for line in searching)

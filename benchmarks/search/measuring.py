@@ -138,7 +138,7 @@ class Judge:
         """Return where every short training starts: where the paper's protocol does."""
         if not self._start.is_file():
             with one_thread():
-                start = pretrain(self._bench, self._goal, float("inf"), lambda done, most, share: None)
+                start = pretrain(self._bench, self._goal, float("inf"), lambda share: None)
             save_tensors(self._start, start.params, {"accuracy": repr(start.accuracy)})
         return load_tensors(self._start)[0]
 

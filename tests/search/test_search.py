@@ -90,6 +90,10 @@ def test_a_search_writes_a_table_that_distreal_takes(tmp_path, protocol):
     assert len(loaded.rows) <= protocol.population
     phases = [p.phase for p in seen]
     assert list(dict.fromkeys(phases)) == ["start", "anchors", "search", "front"]
+    shares = [p.share for p in seen if p.phase == "start"]
+    assert shares == sorted(shares)
+    assert all(0 < share <= 1 for share in shares)
+    assert shares[-1] == 1
     assert seen[-1].hypervolume is not None
     method = federated_job(loads(DISTREAL.format(lut=out))).method
     assert isinstance(method, Distreal)
@@ -99,7 +103,7 @@ def test_a_search_writes_a_table_that_distreal_takes(tmp_path, protocol):
 @pytest.mark.parametrize("phase", ["start", "anchors", "search", "front"])
 def test_an_interrupted_search_goes_on_to_the_same_table(tmp_path, phase):
     def stop(progress):
-        if progress.phase == phase and (phase == "start" or progress.step == 1) and progress.share < 0.9:
+        if progress.phase == phase and (phase == "start" or (progress.step == 1 and progress.share < 0.9)):
             raise StoppedByTestError
 
     protocol = replace(TINY, refits=(4, 4))

@@ -197,7 +197,11 @@ class SearchDisplay:
         """Show progress; the search's `watch`."""
         measured = progress.hypervolume
         volume = "" if measured is None else f", hypervolume ({self._measure}) {measured:.3f}"
-        title = f"{self._titles[progress.phase]} {progress.step}/{progress.steps}"
+        title = self._titles[progress.phase]
+        plain = f"{title}, {progress.share:.0%} done"
+        if progress.steps > 1:
+            title = f"{title} {progress.step}/{progress.steps}"
+            plain = f"{title}, the next {progress.share:.0%} done"
         status = f"ETA {clock(progress.seconds_left)}{volume}"
         if self._bars is not None:
             done = progress.step + progress.share
@@ -205,7 +209,7 @@ class SearchDisplay:
                 self._task, description=title, total=progress.steps, completed=done, status=status
             )
         elif time.monotonic() - self._printed >= _SECONDS_BETWEEN_LINES:
-            print(f"{title}, the next {progress.share:.0%} done: {status}", file=sys.stderr, flush=True)
+            print(f"{plain}: {status}", file=sys.stderr, flush=True)
             self._printed = time.monotonic()
 
 

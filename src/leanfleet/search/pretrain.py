@@ -37,7 +37,7 @@ def start_goal(accuracy: float, classes: int) -> float:
     return guessing + (accuracy - _TEN) / (1 - _TEN) * (1 - guessing)
 
 
-def pretrain(bench: Bench, goal: float, seconds: float, watch: Callable[[int, int, float], None]) -> Start:
+def pretrain(bench: Bench, goal: float, seconds: float, watch: Callable[[float], None]) -> Start:
     """Train the whole network until it has reached an accuracy on the images held out, and not much more.
 
     Args:
@@ -45,19 +45,14 @@ def pretrain(bench: Bench, goal: float, seconds: float, watch: Callable[[int, in
         goal: Where to stop, a fraction. Small networks learn fast: where that is passed by more than five points
             between two looks, the last steps are taken again, fewer of them.
         seconds: When to stop at the latest.
-        watch: Is told (steps done, steps at most, 0).
+        watch: Is told what share is done, in accuracy or in time, whichever is more.
     """
     task = bench.task
     epoch = -(-len(task.data.train) // task.batch_size)
     every, most = max(1, min(_LONGEST, epoch // _LOOKS_PER_EPOCH)), _EPOCHS * epoch
-    params, reached, begun, step, trained = (
-        bench.params,
-        bench.measure(bench.params)[0],
-        time.monotonic(),
-        0,
-        0,
-    )
-    while reached < goal and step < most and time.monotonic() - begun <= seconds:
+    params, before, begun = bench.params, bench.measure(bench.params)[0], time.monotonic()
+    reached, step, trained, done = before, 0, 0, 0.0
+    while reached < goal and step < most and time.monotonic() - begun < seconds:
         tried = bench.train(params, bench.plan.uniform(0.0), every, _SEED - step)
         accuracy = bench.measure(tried)[0]
         trained += every
@@ -65,5 +60,7 @@ def pretrain(bench: Bench, goal: float, seconds: float, watch: Callable[[int, in
             every //= 2
             continue
         params, reached, step = tried, accuracy, step + every
-        watch(min(step, most), most, 0.0)
+        gained = (reached - before) / (goal - before)
+        done = min(1.0, max(done, gained, step / most, (time.monotonic() - begun) / seconds))
+        watch(done)
     return Start(params, reached, (time.monotonic() - begun) / trained if trained else 0.0)

@@ -211,7 +211,7 @@ class _Search:
         seconds = self.budget.left * _START_SHARE
         with one_thread():
             params, accuracy, per_step = pretrain(
-                self.bench, self._goal, seconds, partial(self.trainings.show, "start")
+                self.bench, self._goal, seconds, partial(self.trainings.show, "start", 0, 1)
             )
         self.trainings.expect(per_step)
         self.state.params, self.state.start_accuracy = params, accuracy

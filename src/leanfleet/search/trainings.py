@@ -32,7 +32,7 @@ class Progress:
 
     Attributes:
         phase: "start", "anchors", "search" or "front".
-        step: Generations (or questions) done in this phase, steps or seeds likewise.
+        step: Generations (or questions) done in this phase, seeds likewise; the pre-training is one.
         steps: How many there are.
         share: Share of the present one that is done.
         hypervolume: Of the best answer so far, in the protocol's measure, noise included; None before the first
@@ -208,13 +208,14 @@ class Trainings:
 
     def show(self, phase: Phase, step: int, steps: int, share: float) -> None:
         """Tell about progress."""
-        left: float | None = None
+        # Until a short training was timed, there is no estimate but the budget.
+        left = self.budget.left
         if phase != "start":
             asked = phase in ("anchors", "search")
             unasked = max(0, self._protocol.trials - sum(map(len, self._state.told))) if asked else 0
             final = self.final_seconds * (1.0 if asked else 1 - (step + share) / steps)
-            left = min(unasked * self.budget.seconds_per_trial + final, self.budget.left)
-        self._watch(Progress(phase, step, steps, share, self.hypervolume, left))
+            left = min(unasked * self.budget.seconds_per_trial + final, left)
+        self._watch(Progress(phase, step, steps, share, self.hypervolume, None if math.isinf(left) else left))
 
     def _seeds(self, vectors: int, seeds: int, asked: int) -> Seeds:
         """Return a seed for each short training: those of the anchors in turn, or new ones."""
