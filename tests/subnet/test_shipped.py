@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import re
-from importlib.resources import as_file, files
 from pathlib import Path
 
 import pytest
 import torch
 
+import leanfleet.subnet
 from leanfleet.nets import NETWORKS, build
 from leanfleet.subnet import SubnetPlan
 from leanfleet.subnet.lut import Lut
 
-with as_file(files("leanfleet.subnet") / "luts") as folder:
-    SHIPPED = sorted(folder.glob("*.lut"))
-
+SHIPPED = sorted((Path(leanfleet.subnet.__file__).parent / "luts").glob("*.lut"))
 every_table = pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-PAGE = Path(__file__).parents[2] / "docs" / "search.md"
+PAGE = (Path(__file__).parents[2] / "docs" / "search.md").read_text(encoding="utf-8")
 
 
 def name_of(path: Path) -> str:
@@ -31,7 +29,7 @@ def plan_of(name: str, classes: int) -> SubnetPlan:
 
 
 def test_there_is_one_of_every_network_that_the_docs_name():
-    named = re.findall(r"^\| `([\w-]+)` \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    named = re.findall(r"^\| `([\w-]+)` \|", PAGE, re.MULTILINE)
     assert sorted(named) == sorted(name_of(path) for path in SHIPPED)
     assert {"digits-cnn", "femnist-cnn", "densenet-bc-19", "resnet-20"} <= set(named)
 
@@ -63,11 +61,7 @@ def test_it_is_measured_and_better_than_one_rate_for_all_layers(path):
 
 @every_table
 def test_the_docs_say_what_its_header_says(path):
-    line = next(
-        line
-        for line in PAGE.read_text(encoding="utf-8").splitlines()
-        if line.startswith(f"| `{name_of(path)}` |")
-    )
+    line = next(line for line in PAGE.splitlines() if line.startswith(f"| `{name_of(path)}` |"))
     about = Lut.load(path).about
     for measure in ("loss", "accuracy"):
         found, uniform = about["hypervolume"][measure], about["hypervolume_uniform"][measure]

@@ -30,7 +30,7 @@ ByteMode = Annotated[
     Literal["measured", "authors"],
     typer.Option(
         click_type=click.Choice(("measured", "authors")),
-        help="Bytes as encoded, or AdaSplit's authors' count: 4 for every non-zero activation.",
+        help="Bytes as encoded, or as the authors of AdaSplit and of Sparse-Push count them.",
     ),
 ]
 ComputeMode = Annotated[
