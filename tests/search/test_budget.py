@@ -19,7 +19,7 @@ from leanfleet.search.trials import Bench, Task
 from leanfleet.subnet.lut import Lut
 
 NET = "digits-cnn-small"
-# Sizes of the real thing; only the pre-training is done for real, and short.
+# Sizes of the real thing, without pre-training.
 QUICK = replace(FAST, start_accuracy=0.0, held_out=60)
 QUICK_PAPER = replace(PAPER, start_accuracy=0.0, held_out=60)
 
@@ -122,14 +122,21 @@ def test_without_a_budget_nothing_is_left_out(go):
     assert sum(found.about["questions"]) == pytest.approx(QUICK.trials, abs=30)
 
 
-@pytest.mark.parametrize("budget", [3.2, 6.0, 60.0])
-def test_costs_in_seconds_end_on_time_too(go, budget, monkeypatch):
-    monkeypatch.setattr(
-        "leanfleet.profiling.step_time._time",
-        lambda local, batch, kept, end: 1e-3 + 1e-9 * local.step.plan.macs_of(kept) ** 0.9,
-    )
+@pytest.mark.parametrize("budget", [4.0, 6.0, 60.0])
+def test_costs_in_seconds_end_on_time_too(go, clock, budget, monkeypatch):
+    asked = []
+
+    def timed(local, batch, kept, end):
+        asked.append(kept)
+        clock.now += 0.1
+        return 1e-3 + 1e-9 * local.step.plan.macs_of(kept) ** 0.9
+
+    monkeypatch.setattr("leanfleet.profiling.step_time._time", timed)
+    monkeypatch.setattr("leanfleet.profiling.step_time.time", clock)
     found = go(budget, cost="seconds")
     assert found.seconds <= budget
+    # The two extremes in any case, then a tenth of the time.
+    assert len(asked) == max(2, min(30, int(budget) + 1))
     assert len(found.lut.rows) >= 40
     assert all(row.seconds > 0 for row in found.lut.rows)
 
@@ -178,6 +185,47 @@ def test_an_interrupted_search_goes_on_with_a_larger_budget(go, stop, step):
     assert (found.about["questions"][0] == QUICK.design) == (step == 0)
     assert sum(found.about["questions"]) == pytest.approx(QUICK.trials, abs=30)
     assert found.about["fresh_seeds"] == QUICK.fresh
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_an_interrupted_search_goes_on_with_a_smaller_budget(go, step):
+    def interrupt(progress):
+        if progress.phase == "search" and progress.step == step:
+            raise InterruptedError
+
+    plain = go(200.0)
+    with pytest.raises(InterruptedError):
+        go(None, watch=interrupt)
+    found = go(200.0 if step == 0 else 500.0, resume=True)
+    assert found.lut.origin.startswith("search")
+    if step == 0:
+        assert found.about["seconds"] <= 200
+        assert sum(found.about["questions"]) == pytest.approx(sum(plain.about["questions"]), rel=0.1)
+    else:
+        assert found.about["seconds"] <= 500
+        assert all(found.about["questions"][:2])
+        assert len(found.about["questions"]) > 1
+
+
+def test_pre_training_takes_a_quarter_of_the_time_at_most(go, clock, monkeypatch):
+    def train(self, params, rates, steps, seed):
+        clock.now += 2.0
+        return dict(params)
+
+    seen = []
+    monkeypatch.setattr(Bench, "train", train)
+    begun = clock.now
+    found = go(
+        100.0,
+        protocol=replace(QUICK, start_accuracy=0.99),
+        watch=lambda progress: seen.append((progress.phase, progress.seconds_left, clock.now - begun)),
+    )
+    assert found.seconds <= 100
+    assert found.about["cut_short"][0] == "pre-training to 99%"
+    assert sum(found.about["questions"]) > 0
+    ends = [(left, now) for phase, left, now in seen if phase == "start"]
+    assert 20 < ends[-1][1] < 0.25 * 100 + 3 + 2.1
+    assert all(left == pytest.approx(100 - now) for left, now in ends)
 
 
 def test_with_the_same_budget_only_what_is_left_of_it_is_used(go):

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageEnhance
 
 from leanfleet.data import DataSet, Split, load
+from leanfleet.errors import DataError
 from leanfleet.search.proxy import distort, proxy
 
 
@@ -32,6 +35,14 @@ def test_the_halves_share_no_image_and_test_images_are_never_used():
     assert (len(made.train), len(made.test)) == (90, 10)
     values = torch.cat([made.train.images, made.test.images])[:, 0, 0, 0]
     assert torch.equal(values.sort().values, distort(images)[:, 0, 0, 0].sort().values)
+
+
+def test_sets_of_less_than_ten_images_are_refused():
+    digits = load("digits")
+    few = [replace(digits, train=digits.train.select(torch.arange(count))) for count in (9, 10)]
+    with pytest.raises(DataError, match="9 training images; a search needs 10"):
+        proxy(few[0], 1000, 0)
+    assert len(proxy(few[1], 1000, 0).test) == 2
 
 
 def test_small_sets_keep_four_fifths_to_train_on():

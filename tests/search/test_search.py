@@ -11,7 +11,7 @@ from leanfleet.engines.job import federated_job
 from leanfleet.errors import LutError, UserError
 from leanfleet.experiment import loads
 from leanfleet.federated import Distreal
-from leanfleet.search import FAST, PAPER, Progress, search
+from leanfleet.search import FAST, OPTIMISER, PAPER, Progress, search
 from leanfleet.search import run as run_module
 from leanfleet.search.pretrain import start_goal
 from leanfleet.subnet.lut import Lut
@@ -166,6 +166,24 @@ def test_where_there_is_nothing_to_search_for_nothing_is_left_behind(tmp_path, m
     monkeypatch.setattr("leanfleet.search.trials.Bench.gain", lambda self, rates, seed: (0.5, 0.5))
     with pytest.raises(LutError, match="the uniform table is as good"):
         search(NET, "digits", tmp_path / "net.lut", protocol=TINY)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_training_that_diverges_is_said_to_and_leaves_nothing_behind(tmp_path):
+    with pytest.raises(LutError, match=r"diverges at a learning rate of 1e\+30; give a lower --lr"):
+        search(NET, "digits", tmp_path / "net.lut", protocol=TINY, optimiser=replace(OPTIMISER, lr=1e30))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_pre_training_that_learns_nothing_is_named_as_the_likely_reason(tmp_path):
+    protocol = replace(TINY, start_accuracy=0.99)
+    with pytest.raises(LutError, match=r"a pre-training that has \d+%, not 99%: is --lr right"):
+        search(NET, "digits", tmp_path / "net.lut", protocol=protocol, optimiser=replace(OPTIMISER, lr=1e-30))
+
+
+def test_one_rate_is_nothing_to_search_for(tmp_path):
+    with pytest.raises(LutError, match="only one rate to choose"):
+        search(NET, "digits", tmp_path / "net.lut", protocol=TINY, keep=("conv1", "conv2", "hidden"))
     assert not list(tmp_path.iterdir())
 
 

@@ -83,7 +83,7 @@ class Modelled:
         self._found = None
 
     def front(self) -> Values:
-        """Return the model's front, spread evenly in cost, the extremes among it."""
+        """Return the model's front, spread evenly in cost."""
         if len(self._f2) == 0:
             return self._space.extremes
         if self._found is None:

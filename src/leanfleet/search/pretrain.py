@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from leanfleet.errors import LutError
 from leanfleet.search.trials import Bench
 
 _EPOCHS = 20
@@ -40,12 +41,17 @@ def start_goal(accuracy: float, classes: int) -> float:
 def pretrain(bench: Bench, goal: float, seconds: float, watch: Callable[[float], None]) -> Start:
     """Train the whole network until it has reached an accuracy on the images held out, and not much more.
 
+    It ends after 20 epochs at the latest.
+
     Args:
         bench: Trains and measures.
         goal: Where to stop, a fraction. Small networks learn fast: where that is passed by more than five points
             between two looks, the last steps are taken again, fewer of them.
         seconds: When to stop at the latest.
         watch: Is told what share is done, in accuracy or in time, whichever is more.
+
+    Raises:
+        LutError: Training diverges.
     """
     task = bench.task
     epoch = -(-len(task.data.train) // task.batch_size)
@@ -54,6 +60,10 @@ def pretrain(bench: Bench, goal: float, seconds: float, watch: Callable[[float],
     reached, step, trained, done = before, 0, 0, 0.0
     while reached < goal and step < most and time.monotonic() - begun < seconds:
         tried = bench.train(params, bench.plan.uniform(0.0), every, _SEED - step)
+        if not all(p.isfinite().all() for p in tried.values()):
+            raise LutError(
+                f"{task.network}: training diverges at a learning rate of {task.optimiser.lr:g}; give a lower --lr"
+            )
         accuracy = bench.measure(tried)[0]
         trained += every
         if accuracy > goal + _TOO_FAR and every > 1:

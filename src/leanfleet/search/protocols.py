@@ -22,7 +22,8 @@ class Protocol:
         name: What tables call it.
         strategy: NSGA-II, a fitted model, or chance.
         measure: What a short training gains: accuracy (the paper), or loss (less noisy).
-        common: Whether all vectors see the same mini-batches and mask luck, so that differences show.
+        common: Whether vectors have the mini-batches and mask luck of the extremes' seeds, each compared with no
+            dropout of the same seed, so that differences show.
         population: Vectors of a generation, and of the final front.
         generations: After the first population.
         seeds: Short trainings of a vector.
@@ -39,7 +40,8 @@ class Protocol:
         seeded: Vectors that need no search, among the first ones: "typical" are one rate for all layers and rates
             that rise or fall with depth; "careful" drop most where that harms the network at its start least for the
             MACs it saves.
-        integer: Whether rates are only those at which a layer keeps exactly a count of its grid.
+        integer: Whether only rates are searched at which a layer keeps exactly a count of its grid; mixes that fill
+            the final front may have others.
         tied: Whether layers of one kind in one block have one rate.
     """
 

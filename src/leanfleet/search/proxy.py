@@ -30,9 +30,10 @@ def proxy(data: DataSet, held_out: int, seed: int) -> DataSet:
     """
     order = torch.randperm(len(data.train), generator=torch_generator(seed, "held out"))
     held_out = min(held_out, len(order) // 5)
-    if held_out == 0:
+    # Norms need two values to take statistics of.
+    if held_out < 2:
         raise DataError(
-            f"{data.name}: {len(order)} training images; a search needs 5 at least, to hold one out"
+            f"{data.name}: {len(order)} training images; a search needs 10 at least, to hold two out"
         )
     halves = []
     for rows in (order[held_out:], order[:held_out]):

@@ -104,6 +104,10 @@ def search(
     bench = Bench(task)
     if not bench.plan.groups:
         raise NetworkError(f"network '{network}': nothing in it can be dropped")
+    if len(bench.plan.groups) == 1:
+        raise LutError(
+            f"{network}: there is only one rate to choose, so a search finds no more than the uniform table"
+        )
     asked = {
         "network": network,
         "keep": keep,
@@ -194,15 +198,15 @@ class _Search:
         grid = grid_rates(self.plan.groups) if self.protocol.integer else None
         # Without a second objective there is one rate for all layers, whose costs are normalised all the same.
         space = Space(len(self.plan.groups), self.cost, Scale(costs, gains or (1.0, 0.0)), grid)
-        strategy = self._strategy(space)
+        strategy = self._strategy(space, judged=gains is not None)
         if gains is not None:
             self._questions(space, strategy)
         return self._front(space, strategy)
 
-    def _strategy(self, space: Space) -> Strategy:
+    def _strategy(self, space: Space, *, judged: bool) -> Strategy:
         protocol, seed = self.trainings.protocol, self.bench.task.seed
-        sensitivity: Values | None = None
-        if protocol.seeded == "careful":
+        sensitivity = np.zeros(len(self.plan.groups))
+        if protocol.seeded == "careful" and judged:
             with one_thread():
                 sensitivity = sensitivities(self.bench, self.state.params)
         return protocol.make(space, seed, sensitivity, ties(self.plan.groups))
@@ -243,9 +247,11 @@ class _Search:
         if len(anchors) < wanted:
             # Chance perhaps: that is no reason to end without a table.
             return None
+        reached = self.state.start_accuracy
+        hint = f" (after a pre-training that has {reached:.0%}, not {self._goal:.0%}: is --lr right?)"
         raise LutError(
-            f"{self.bench.task.network}: half of all filters learn as much as all of them in a short training; there "
-            "is nothing to search for, and the uniform table is as good"
+            f"{self.bench.task.network}: half of all filters learn as much as all of them in a short training"
+            f"{hint if reached < self._goal else ''}; there is nothing to search for, and the uniform table is as good"
         )
 
     def _questions(self, space: Space, strategy: Strategy) -> None:

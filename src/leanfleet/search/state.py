@@ -140,10 +140,12 @@ class State:
 
     def reopen(self, budget: float) -> None:
         """Take note of how many seconds are allowed now; with more than before, the search itself goes on."""
-        if budget > self.budget:
-            self.final_rates, self.final, self.reserve = None, [], None
-            # The question under way may be larger now; what is answered of it stays in `begun`.
+        if budget != self.budget:
+            self.reserve = None
+            # The question under way may have another size now; what is answered of it stays in `begun`.
             del self.allowed[len(self.told) :]
+        if budget > self.budget:
+            self.final_rates, self.final = None, []
         self.budget = budget
 
     def save(self) -> None:

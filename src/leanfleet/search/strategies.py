@@ -93,7 +93,7 @@ class Strategy(Protocol):
         """Learn the second objective [n] of what was asked last, a mean over seeds; NaN where time ran out."""
 
     def front(self) -> Values:
-        """Return the best vectors so far, [m, groups]; the extremes at least."""
+        """Return the best vectors so far, [m, groups]; the extremes if there are none."""
 
 
 class Genetic:
