@@ -6,12 +6,14 @@ import json
 
 import pytest
 import torch
+from torch import nn
 
 from leanfleet.engines import run
 from leanfleet.engines.devices import Devices, Outcome, recalibrated
-from leanfleet.engines.job import make_job
+from leanfleet.engines.job import FederatedJob, make_job
 from leanfleet.engines.local import saved_params
 from leanfleet.errors import ExperimentError, LeanfleetError
+from leanfleet.experiment import loads
 from leanfleet.runs import Run
 from tiny_experiment import experiment
 
@@ -110,3 +112,21 @@ def test_norms_without_running_averages_are_recalibrated_too():
     x = torch.randn(9, *job.data.shape)
     with torch.no_grad():
         assert torch.allclose(net(x)[:1], net(x[:1]), atol=1e-5)
+
+
+def instance_normed() -> nn.Module:
+    """A network whose instance norms keep running statistics, which training never uses."""
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.InstanceNorm2d(8, affine=True, track_running_stats=True), nn.ReLU(), nn.Flatten(),
+        nn.Linear(288, 10),
+    )  # fmt: skip
+
+
+def test_instance_norms_do_in_use_what_they_did_in_training() -> None:
+    job = make_job(loads('[network]\nname = "test_devices:instance_normed"'))
+    assert isinstance(job, FederatedJob)
+    params = dict(job.net.named_parameters())
+    x = torch.rand(4, 1, 8, 8)
+    found = recalibrated(job, params, torch.device("cpu"))(x)
+    plan = job.method.plan
+    torch.testing.assert_close(found, plan.run(params, plan.full, x, training=False))

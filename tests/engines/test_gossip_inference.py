@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from small_gossip import experiment, job_of, restored
+from torch import nn
 
 from leanfleet.engines import run
 from leanfleet.engines.inference import evaluate, export, trained
@@ -51,3 +52,36 @@ def test_the_mean_is_of_all_nodes(record: Run, tmp_path: Path) -> None:
 def test_there_must_be_such_a_node(record: Run) -> None:
     with pytest.raises(UserError, match="there are nodes 0, 1, 2, 3, and 'mean'"):
         trained(record.folder, client="7")
+
+
+def test_nodes_are_named_by_their_numbers(tmp_path: Path) -> None:
+    """Also those of two digits, and where one has left."""
+    sets = ("fleet.devices=11", "fleet.absences=[[1, 2, -1]]", "method.name=sgp", "experiment.rounds=1")
+    record = run(experiment("network.name=small_gossip:normed", *sets), root=tmp_path, workers=1)
+    found, summary = evaluate(record.folder), record.summary()
+    assert summary is not None
+    assert found.numbers == (0, *range(2, 11))
+    assert found.accuracies == tuple(summary["accuracies"])
+    assert found.round == 1
+    with pytest.raises(UserError, match="--device nonsense: torch cannot compute there"):
+        evaluate(record.folder, device="nonsense")
+
+
+def buffered(classes: int, shape: tuple[int, int, int]) -> nn.Module:
+    """A network with a buffer that it does not save, and a layer that is there twice."""
+    net = nn.Sequential(
+        nn.Flatten(), nn.Linear(shape[1] * shape[2], 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU()
+    )
+    net.append(net[3])
+    net.append(nn.Linear(16, classes))
+    net.register_buffer("positions", torch.arange(3.0), persistent=False)
+    return net
+
+
+def test_networks_with_more_than_they_save_can_be_exported(tmp_path: Path) -> None:
+    sets = ("network.name=test_gossip_inference:buffered", "experiment.rounds=1")
+    record = run(experiment(*sets), root=tmp_path, workers=1)
+    net, _ = trained(record.folder, client="0")
+    node = restored(record, job_of(*sets))[0]
+    assert all(torch.equal(p, node.model()[name]) for name, p in net.named_parameters())
+    export(record.folder, tmp_path / "net.safetensors")

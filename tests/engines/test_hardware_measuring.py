@@ -242,3 +242,20 @@ def test_every_row_is_picked_for_the_time_that_is_predicted_for_it(monkeypatch, 
         assert row in within or seconds < found.took[1]
         if not searched and within:
             assert row.macs >= max(each.macs for each in within) * (1 - 1e-9)
+
+
+def test_a_device_that_is_unplugged_in_the_round_trains_no_more_until_it_is_plugged_in():
+    class Cable(Caps):
+        def paused(self) -> bool:
+            return 1.5 < machine.t < 6.0
+
+    machine = Machine(profile())
+    pacer = MeasuredPacer(machine.clock(caps=Cable()), round_start=0.0, round_seconds=20.0, samples=3)
+    ends = []
+    for _ in range(3):
+        machine.compute(WHOLE)
+        pacer.spend(WHOLE, 1)
+        ends.append(machine.t)
+    assert ends[0] == pytest.approx(1.0)
+    assert ends[1] >= 6.0
+    assert ends[2] == pytest.approx(ends[1] + 1.0), "nothing is left to wait for"

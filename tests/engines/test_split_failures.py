@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +137,33 @@ def test_a_budget_ends_the_run(limit: str, value: float, tmp_path: Path) -> None
     # Nothing is sent before the third round.
     assert summary["rounds"] == (3 if limit == "bytes" else 1)
     assert summary["accuracy"] is not None
+
+
+@pytest.mark.parametrize("variant", ["handover", "sl-handover"])
+def test_a_half_that_is_handed_on_passes_by_who_is_too_slow(
+    variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "trace.csv").write_text("device,seconds,rate\na,0,1.0\nb,0,0.0\nc,0,1.0\n")
+    seen: list[tuple[int, Tensor, Tensor]] = []
+    train = Clients._train
+
+    def watched(self: Clients, i: int, round: int, iteration: int, *, sends: bool) -> Any:
+        before = next(iter(self._client(i).own().values())).clone()
+        found = train(self, i, round, iteration, sends=sends)
+        seen.append((i, before, next(iter(self._client(i).own().values())).clone()))
+        return found
+
+    monkeypatch.setattr(Clients, "_train", watched)
+    trace = (
+        "fleet.availability=trace",
+        f"fleet.trace={tmp_path / 'trace.csv'}",
+        "fleet.iteration_seconds=120.0",
+    )
+    sets = (*VARIANTS[variant], *trace, "experiment.rounds=1", "experiment.eval_every=1")
+    kappa = () if variant.startswith("sl") else ("method.kappa=0.0", "method.server_grad=false")
+    record = run(experiment(*sets, *kappa), root=tmp_path, workers=1)
+    assert {i for i, _, _ in seen} == {0, 2}
+    if variant == "handover":
+        for (_, _, after), (i, before, _) in pairwise(seen):
+            assert torch.equal(after, before), f"client {i} goes on where the one before it was"
+    assert record.events()[-1]["bytes_down"] > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -144,3 +145,20 @@ def test_whose_network_must_be_said(
 def test_other_data_must_fit(records: dict[str, Run]) -> None:
     with pytest.raises(DataError, match="no such data set"):
         evaluate(records["adasplit"].folder, "digts")
+
+
+def test_writers_of_other_data_are_others(tmp_path: Path) -> None:
+    """Whatever their numbers; of the run's own data they are the same."""
+    digits = load("digits")
+    train, test = digits.train.select(torch.arange(200)), digits.test.select(torch.arange(120))
+    own = replace(
+        digits, name="own", train=replace(train, writers=torch.arange(200) % 3),
+        test=replace(test, writers=torch.arange(120) % 3),
+    )  # fmt: skip
+    strange = replace(own, name="other", test=replace(own.test, writers=torch.zeros(120, dtype=torch.int64)))
+    sets = ("data.partition=writer", "training.iterations=1", "method.kappa=0.0", "experiment.rounds=1")
+    record = run(experiment("adasplit", "digits-cnn-small", *sets), root=tmp_path, workers=1, data=own)
+    unwritten = replace(strange, test=replace(strange.test, writers=None))
+    found = [evaluate(record.folder, other, data=own, workers=1) for other in (strange, unwritten, own)]
+    assert found[0] == found[1]
+    assert found[2].accuracy == (record.summary() or {})["accuracy"]

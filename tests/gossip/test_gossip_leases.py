@@ -16,6 +16,7 @@ from gossip_fleet import (
     outstanding,
     run,
     sums_with,
+    training_of,
     ws,
     xs,
     zs,
@@ -24,7 +25,8 @@ from gossip_fleet import (
 from leanfleet.errors import LeanfleetError
 from leanfleet.fleet import build_graph
 from leanfleet.gossip.counters import LEAST_WEIGHT, QUANTUM
-from leanfleet.gossip.rules import Whole
+from leanfleet.gossip.rules import Part, Whole
+from leanfleet.gossip.sums import Pushed, Repair, RunningSums
 from leanfleet.wire import encode
 
 
@@ -122,3 +124,26 @@ def test_without_answers_nothing_can_be_taken_back() -> None:
     node.outbox(PAIR.column(0, 0))
     with pytest.raises(LeanfleetError, match='repair = "ack", or a lease'):
         node.take_back(1)
+
+
+@pytest.mark.parametrize("repair", ["none", "repeat"])
+def test_one_answer_speaks_for_all_messages_before_it(repair: Repair) -> None:
+    """On graphs that change answers come late, and name the last message only: x and w must go together."""
+    layout = training_of(torch.zeros(20)).layout
+    mine, theirs = RunningSums(layout, repair, lease=5), RunningSums(layout)
+    places = torch.arange(20).view(10, 2)
+
+    def push(sequence: int) -> Pushed:
+        given = Part(places[sequence], normal(1, 2)[0])
+        return mine.push(1, given, 0.5, 1.0, sequence)[2]
+
+    for sequence in range(8):
+        theirs.pull(0, push(sequence), 1.0)
+    mine.heard(1, theirs.seen(0))
+    taken = [mine.push(1, Part(places[n], normal(1, 2)[0]), 0.5, 1.0, n)[:2] for n in (8, 9)]
+    back, weight = mine.take_back(1)
+    wanted = torch.zeros(20)
+    for part, _ in taken:
+        wanted[part.positions] += part.values
+    assert torch.equal(back.values, wanted)
+    assert weight == sum(weight for _, weight in taken)

@@ -63,3 +63,14 @@ def test_counting_loads_no_compiler() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_attention_layers_count_what_is_in_them() -> None:
+    """In use, torch has them computed in one piece, of which it has no formula."""
+    net = nn.Sequential(
+        nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), nn.Flatten(), nn.Linear(32, 3)
+    )
+    tokens, width = 4, 8
+    linear = tokens * (3 * width * width + width * width + 2 * 16 * width)
+    assert forward_macs(net, torch.zeros(2, tokens, width)) == linear + 2 * tokens * tokens * width + 32 * 3
+    assert torch.backends.mha.get_fastpath_enabled()

@@ -192,3 +192,57 @@ def test_a_grouped_convolution_scales_every_source_by_its_own_rate() -> None:
     net, plan = trace(case)
     kept = plan.draw_counts([2, 6, 4, 6], torch.Generator())
     check_sliced_is_masked(case, net, plan, kept)
+
+
+class Resized(nn.Module):
+    """Up again to the size there was, which the layer alone does not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(3, 16, 3, stride=2, padding=1)
+        self.up = nn.ConvTranspose2d(16, 8, 3, stride=2, padding=1)
+        self.last, self.head = nn.Conv2d(8, 8, 3), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.up(self.down(x), output_size=x.shape[2:])
+        return self.head(self.last(y).mean((2, 3)))
+
+
+def test_a_transposed_convolution_that_is_told_a_size_heeds_it() -> None:
+    net, x = Resized(), torch.randn(2, 3, 8, 8)
+    try:
+        plan = SubnetPlan.trace(net, x)
+    except TraceError as error:
+        assert "up" in str(error)  # noqa: PT017
+        net, plan = net, SubnetPlan.trace(net, x, keep=("down", "up"))
+    torch.testing.assert_close(plan.run(dict(net.named_parameters()), plan.full, x, training=False), net(x))
+
+
+class Gated(nn.Module):
+    """A gate over places: one channel for all, on either side."""
+
+    def __init__(self, first: bool) -> None:
+        super().__init__()
+        self.first = first
+        self.conv, self.gate, self.head = nn.Conv2d(3, 32, 3), nn.Conv2d(32, 1, 1), nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        gate = torch.sigmoid(self.gate(x))
+        return self.head((gate * x if self.first else x * gate).mean((2, 3)))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_gate_over_places_leaves_channels_free(first: bool) -> None:
+    torch.manual_seed(0)
+    net, x = Gated(first), torch.randn(2, 3, 6, 6)
+    plan = SubnetPlan.trace(net, x)
+    assert [(g.name, g.channels) for g in plan.groups] == [("conv", 32)]
+    kept = plan.draw(plan.uniform(0.5), torch.Generator().manual_seed(0))
+    leaves = plan.pack(dict(net.named_parameters()), kept)
+    assert len(leaves["conv.weight"]) == 16
+    # A channel whose parameters are all zero is zero.
+    zeros = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
+    plan.unpack_(zeros, leaves, kept)
+    whole = torch.func.functional_call(net, zeros, (x,))
+    torch.testing.assert_close(plan.run(leaves, kept, x, scale=False), whole)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from masked import Case, check_sliced_is_masked, trace
 from shuffled_networks import shuffled
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from leanfleet.errors import TraceError
 from leanfleet.subnet import SubnetPlan
@@ -215,3 +216,46 @@ def test_a_channel_count_may_not_shape_another_value(shape: Callable) -> None:
 
     with pytest.raises(TraceError, match=r"computes with a channel count.*keep=\['a'\]"):
         SubnetPlan.trace(Borrowing(), torch.zeros(1, 12))
+
+
+class Indexed(nn.Module):
+    """Every second channel, by way of a view as blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(4, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        n, c, h, w = x.shape
+        return self.head(x.view(n, c // 2, 2, h, w)[:, :, 0]).mean((2, 3))
+
+
+class Joined(nn.Module):
+    """Two values joined block by block, for a grouped convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 1)
+        self.grouped, self.head = nn.Conv2d(16, 8, 1, groups=2), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, _, h, w = x.shape
+        blocks = [conv(x).view(n, 2, 4, h, w) for conv in (self.one, self.other)]
+        return self.head(self.grouped(torch.cat(blocks, 2).view(n, 16, h, w)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("build", [Indexed, Joined])
+def test_parts_of_blocks_are_whole_or_refused(build: type[nn.Module]) -> None:
+    net, x = build(), torch.randn(4, 3, 6, 6)
+    try:
+        plan = SubnetPlan.trace(net, x)
+    except TraceError:
+        return
+    with FlopCounterMode(display=False) as counter:
+        expected = net.eval()(x)
+    assert plan.macs_of(plan.full) == counter.get_total_flops() / 2 / len(x)
+    torch.testing.assert_close(plan.run(dict(net.named_parameters()), plan.full, x), expected)
+    kept = plan.draw(plan.uniform(0.5), torch.Generator().manual_seed(0))
+    leaves = plan.pack(dict(net.named_parameters()), kept)
+    assert plan.run(leaves, kept, x).shape == (4, 5)

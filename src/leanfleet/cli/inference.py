@@ -36,9 +36,9 @@ def evaluate(
         print_json(dataclasses.asdict(found))
         return
     print(f"{run} after round {found.round}, on {found.samples:,} test images of {found.data}\n")
-    if found.accuracies is not None:
+    if found.accuracies is not None and found.numbers is not None:
         means = [("mean", f"{100 * found.accuracy:.2f}", f"{found.loss:.4f}")]
-        each = [(str(i), f"{100 * accuracy:.2f}", "") for i, accuracy in enumerate(found.accuracies)]
+        each = [(str(i), f"{100 * a:.2f}", "") for i, a in zip(found.numbers, found.accuracies, strict=True)]
         print_tables([simple_table(None, (found.who, "accuracy [%]", "loss"), [*each, *means])])
         return
     rows = [

@@ -39,6 +39,8 @@ class Clients:
             case "step":
                 sends = set(json.loads(str(s["sends"])))
                 return self._step(clients, int(s["round"]), int(s["iteration"]), sends)
+            case "pass":
+                return Message({}, {"handed": sum(map(self._hand_over, clients))})
             case "reply":
                 return self._reply(clients, asked.tensors)
             case "nets":

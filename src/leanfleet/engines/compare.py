@@ -152,7 +152,9 @@ def resume_comparison(
     with Staff(device or plan.device) as staff:
         for name, experiment in plan.experiments.items():
             if (folder / name / "experiment.toml").is_file():
-                records.append(resume(folder / name, workers=workers, watch=watch, staff=staff))
+                begun = Run(folder / name).latest() is not None
+                count = workers or (None if begun else plan.workers)
+                records.append(resume(folder / name, workers=count, watch=watch, staff=staff))
             else:
                 clear_unborn(folder / name)
                 count = workers or plan.workers

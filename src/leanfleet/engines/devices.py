@@ -225,6 +225,10 @@ def recalibrated(job: FederatedJob, params: Mapping[str, Tensor], device: torch.
     with torch.no_grad():
         for name, p in net.named_parameters():
             p.copy_(params[name])
+    for norm in net.modules():
+        if isinstance(norm, nn.modules.instancenorm._InstanceNorm):
+            # They were trained on each image's own statistics, and running ones never changed.
+            norm.track_running_stats, norm.running_mean, norm.running_var = False, None, None
     norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
         if norm.running_mean is None:

@@ -9,6 +9,7 @@ import json
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ from leanfleet.engines.node_models import model_of, models
 from leanfleet.engines.nodes import judge
 from leanfleet.engines.personal import Whole, network_of, parse_who, stats_of
 from leanfleet.engines.split import SplitCenter
-from leanfleet.engines.staff import Staff
+from leanfleet.engines.staff import Staff, check_device
 from leanfleet.errors import DataError, RecordError, UserError
 from leanfleet.experiment import load
 from leanfleet.runs import Checkpoint, Run
@@ -48,6 +49,7 @@ class Evaluation:
         loss_recalibrated: The same, evaluation B.
         accuracies: Of every client or node, for split and gossip methods; else None.
         who: Whose those are.
+        numbers: Which client or node each is of; None as `accuracies` is.
     """
 
     data: str
@@ -59,6 +61,7 @@ class Evaluation:
     loss_recalibrated: float | None
     accuracies: tuple[float, ...] | None = None
     who: str = "client"
+    numbers: tuple[int, ...] | None = None
 
 
 def evaluate(
@@ -88,19 +91,17 @@ def evaluate(
     Raises:
         RecordError: The record is missing, damaged or has no checkpoint yet.
         DataError: The data cannot be read or do not fit the network.
+        UserError: Torch cannot compute there.
     """
+    check_device(device)
     job, latest = _open(folder, data)
     if source is not None:
         if isinstance(source, str):
-            source = load_named(source, folder=job.experiment.data.folder, image=image, label=label)
+            own, seed = job.experiment.data, job.experiment.experiment.seed
+            source = load_named(source, folder=own.folder, image=image, label=label, seed=seed)
         job = dataclasses.replace(job, data=_tested_on(job.data, source))
     if isinstance(job, GossipJob):
-        judged = judge(job, models(job, latest), torch.device(device)).values()
-        samples, nodes = len(job.data.test), len(judged)
-        each = tuple(hits / samples for hits, _ in judged)
-        loss = sum(loss for _, loss in judged) / samples / nodes
-        accuracy = sum(each) / nodes
-        return Evaluation(job.data.name, samples, latest.round, accuracy, None, loss, None, each, "node")
+        return _of_nodes(job, latest, torch.device(device))
     count = workers or default_workers()
     with Staff(device) as staff:
         pool = staff.for_job(job, count)
@@ -108,16 +109,29 @@ def evaluate(
             center = SplitCenter(job, count, device)
             center.restore(latest.tensors, latest.state["center"], pool)
             found = center.evaluate(pool)
-            own = tuple(found["accuracies"])
-            samples = len(job.data.test)
+            each = tuple(found["accuracies"])
             return Evaluation(
-                job.data.name, samples, latest.round, found["accuracy"], None, found["loss"], None, own
-            )
+                job.data.name, len(job.data.test), latest.round, found["accuracy"], None, found["loss"], None, each,
+                numbers=tuple(range(len(each))),
+            )  # fmt: skip
         params = named(latest.tensors, "params/")
         (accuracy, loss), (accuracy_b, loss_b) = (
             evaluate_on(pool, params, recalibrate=recalibrate) for recalibrate in (False, True)
         )
     return Evaluation(job.data.name, len(job.data.test), latest.round, accuracy, accuracy_b, loss, loss_b)
+
+
+def _of_nodes(job: GossipJob, latest: Checkpoint, device: torch.device) -> Evaluation:
+    own = {i: {name: t.to(device) for name, t in model.items()} for i, model in models(job, latest).items()}
+    judged = judge(job, own, device, job.method.on(device))
+    samples = len(job.data.test)
+    each = tuple(hits / samples for hits, _ in judged.values())
+    loss = sum(loss for _, loss in judged.values()) / samples / len(judged)
+    # The final rounds, and norms taken anew, are a line of their own beyond the rounds.
+    rounds = latest.round - latest.state["closed"]
+    return Evaluation(
+        job.data.name, samples, rounds, sum(each) / len(each), None, loss, None, each, "node", tuple(judged)
+    )
 
 
 def trained(
@@ -146,8 +160,11 @@ def trained(
         mean, std = stats_of(job, who)
         return network_of(job, latest, who), dataclasses.replace(job.data, mean=mean, std=std)
     if isinstance(job, GossipJob):
-        net = copy.deepcopy(job.net)
-        net.load_state_dict(model_of(models(job, latest), client))
+        net, model = copy.deepcopy(job.net), model_of(models(job, latest), client)
+        with torch.no_grad():
+            # Also those that a network does not save.
+            for name, tensor in chain(net.named_parameters(), net.named_buffers()):
+                tensor.copy_(model[name])
         return net.eval().requires_grad_(False), job.data
     if client is not None:
         raise UserError(f"{folder}: its network is the same for all; leave out --client")
@@ -238,4 +255,6 @@ def _tested_on(own: DataSet, other: DataSet) -> DataSet:
         raise DataError(
             f"{other.name}: {len(other.classes)} classes; the network was trained on {len(own.classes)}"
         )
-    return dataclasses.replace(own, name=other.name, test=other.test)
+    # Writers of another set are others, whatever their numbers.
+    writers = other.test.writers if other.name == own.name else None
+    return dataclasses.replace(own, name=other.name, test=dataclasses.replace(other.test, writers=writers))

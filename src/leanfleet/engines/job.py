@@ -27,8 +27,10 @@ from leanfleet.experiment import (
 )
 from leanfleet.fleet import Availability, AvailabilityConfig, availability, build_graph
 from leanfleet.ledger import PHI
-from leanfleet.nets import NETWORKS, VotingEnsemble, build, forward_macs
+from leanfleet.nets import NETWORKS, VotingEnsemble, build
+from leanfleet.nets.layout import images, take_channels_last
 from leanfleet.randomness import key
+from leanfleet.split.counting import counted
 from leanfleet.subnet import SubnetPlan
 
 
@@ -52,6 +54,11 @@ class Parts:
 
     def __len__(self) -> int:
         return len(self.ends)
+
+    @property
+    def sizes(self) -> Tensor:
+        """Samples of every device, int64 [devices]."""
+        return torch.diff(self.ends, prepend=self.ends.new_zeros(1))
 
     def __getitem__(self, device: int) -> Tensor:
         start = int(self.ends[device - 1]) if device else 0
@@ -230,8 +237,13 @@ def _federated(experiment: Experiment, data: DataSet, parts: Parts) -> Federated
         net = network(experiment, own, data)
         plan = trace(net, data, NETWORKS[own].keep if own in NETWORKS else getattr(options, "keep", ()))
     members = method_class.members(macs[0], plan.macs(plan.uniform(0.0)), options)
+    alone = parts.sizes.eq(1).nonzero()
+    if len(alone):
+        what = f"[data] partition: device {int(alone[0])} has a single sample"
+        _check_takes_one(net, data, what, "deal larger shares, or to fewer devices")
     if members > 1:
         net = VotingEnsemble([network(experiment, own, data, member) for member in range(members)])
+    take_channels_last(net, images(data.shape))
     optimiser = _optimiser(training, experiment.experiment.rounds)
     setting = federated.Setting(plan, optimiser, fleet.round_seconds, members)
     method = method_class(setting, options)
@@ -274,6 +286,7 @@ def _gossip(experiment: Experiment, data: DataSet, parts: Parts) -> GossipJob:
     assert isinstance(fleet, GossipFleet)
     assert isinstance(training, GossipTraining)
     net = network(experiment, experiment.network.name, data)
+    take_channels_last(net, images(data.shape))
     most = max(len(parts[device]) for device in range(len(parts)))
     iterations = training.iterations or math.ceil(most / training.batch_size)
     rounds, seed = experiment.experiment.rounds, experiment.experiment.seed
@@ -305,7 +318,10 @@ def _gossip(experiment: Experiment, data: DataSet, parts: Parts) -> GossipJob:
                 f"[fleet] cuts: graph '{setting.graph.name}' has no link from node {sender} to node {receiver}"
             )
     method = gossip.METHODS[experiment.method.name](setting, experiment.options)
-    macs = float(forward_macs(net, torch.zeros(2, *data.shape)))
+    example = torch.zeros(2, *data.shape)
+    with counted(net, example) as counter:
+        _check_classifies(net, net(example), data)
+    macs = counter.macs / len(example)
     means = _availability(fleet, "own")
     return GossipJob(experiment, data, parts, net, means, (macs, 0.0), fleet, training, method, iterations)
 
@@ -332,16 +348,16 @@ def network(experiment: Experiment, name: str, data: DataSet, member: int = 0) -
     folder = experiment.network.folder
     net = build(name, classes=len(data.classes), shape=data.shape, seed=seed, folder=folder)
     if experiment.training.batch_size == 1:
-        _check_takes_one(net, data)
+        _check_takes_one(net, data, "[training] batch_size = 1", "take 2 or more")
     return net
 
 
-def _check_takes_one(net: nn.Module, data: DataSet) -> None:
+def _check_takes_one(net: nn.Module, data: DataSet, what: str, advice: str) -> None:
     try:
         copy.deepcopy(net).train()(torch.zeros(1, *data.shape))
     except ValueError as error:
         # Torch's, of a batch norm over a single value.
-        raise ExperimentError(f"[training] batch_size = 1: {error}; take 2 or more") from error
+        raise ExperimentError(f"{what}: {error}; {advice}") from error
 
 
 def trace(net: nn.Module, data: DataSet, keep: Sequence[str]) -> SubnetPlan:
@@ -354,13 +370,18 @@ def trace(net: nn.Module, data: DataSet, keep: Sequence[str]) -> SubnetPlan:
     example = torch.zeros(2, *data.shape)
     plan = SubnetPlan.trace(net, example, keep)
     with torch.no_grad():
-        found = tuple(plan.run(dict(net.named_parameters()), plan.full, example, training=False).shape)
-    if len(found) != 2 or found[0] != 2 or found[1] < len(data.classes):
+        found = plan.run(dict(net.named_parameters()), plan.full, example, training=False)
+    _check_classifies(net, found, data)
+    return plan
+
+
+def _check_classifies(net: nn.Module, found: Tensor, data: DataSet) -> None:
+    shape = tuple(found.shape)
+    if len(shape) != 2 or shape[0] != 2 or shape[1] < len(data.classes):
         raise NetworkError(
-            f"{type(net).__name__} gives {found} for 2 images; "
+            f"{type(net).__name__} gives {shape} for 2 images; "
             f"{len(data.classes)} classes need (2, {len(data.classes)})"
         )
-    return plan
 
 
 def _optimiser(training: FederatedTraining, rounds: int) -> federated.Optimiser:

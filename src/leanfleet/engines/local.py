@@ -99,8 +99,9 @@ def resume(
     Args:
         folder: The record.
         data: The data set the run was started with, where it is not one that a file can name.
-        workers: As many as before if None, so that the result is the same bit for bit.
-        device: Where torch computes; where it did before if None.
+        workers: As many as before if None, so that the result is the same bit for bit; one a core where no round is
+            done yet.
+        device: Where torch computes; where it did before if None, or on the CPU where no round is done yet.
         watch: Is told about progress.
         staff: Workers to share with other runs; then `device` is theirs.
 

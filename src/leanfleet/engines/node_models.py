@@ -20,9 +20,9 @@ _MEAN = "mean"
 
 
 def models(job: GossipJob, checkpoint: Checkpoint) -> dict[int, dict[str, Tensor]]:
-    """Return the model of every node that is left, parameters and statistics by name."""
+    """Return the model of every node that is left, by its number, ascending: parameters and statistics by name."""
     found = {}
-    for i, state in by_node(named(checkpoint.tensors, "nodes/")).items():
+    for i, state in sorted(by_node(named(checkpoint.tensors, "nodes/")).items()):
         node = job.method.node(i)
         node.restore(state)
         found[i] = {name: tensor.clone() for name, tensor in node.model().items()}

@@ -191,6 +191,10 @@ class SplitCenter:
         absent = self._timeline.absent(group, sends)
         for i in absent:
             ledger.record(i, macs=self._timeline.spent(i), late=1)
+        if self.method.handover and absent:
+            # Untrained: what the others have learned must not end with who is slow.
+            told = self._ask(pool, "pass", among=sorted(absent))
+            tally.handed += sum(int(answer.scalars["handed"]) for answer in told)
         present = [i for i in group if i not in absent]
         sends = [i for i in sends if i not in absent]
         ups = self._step(pool, present, sends, tally) if present else {}

@@ -91,6 +91,14 @@ class Outgoing:
             self.known[here] = arrived.values
             self.known_weight = arrived.weight
 
+    def presume(self, sequence: int) -> None:
+        """Take older messages for arrived, too: weights add up over all, and x must not come back without its weight.
+
+        What was lost of them comes with the next message that holds the same positions.
+        """
+        for number in sorted(number for number in self.unknown if number <= sequence):
+            self.acknowledge(number)
+
     def give_up(self, sequence: int) -> None:
         """Expect no answer to older messages any more."""
         self.unknown = {number: one for number, one in self.unknown.items() if number > sequence}
@@ -224,9 +232,9 @@ class RunningSums:
     def heard(self, receiver: int, sequence: int) -> None:
         """Take note that a receiver is there, and what it has last seen of this node."""
         if receiver in self.out:
-            self.out[receiver].acknowledge(sequence)
             if self.repair != "ack":
-                self.out[receiver].give_up(sequence)
+                self.out[receiver].presume(sequence)
+            self.out[receiver].acknowledge(sequence)
 
     def take_back(self, receiver: int) -> tuple[Part, float]:
         """Return what is not known to have arrived, to be added to the sender again; the sums go back, too.

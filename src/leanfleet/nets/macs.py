@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -18,10 +21,22 @@ def forward_macs(net: nn.Module, example: Tensor) -> int:
         example: [N, ...] inputs.
     """
     training, counter = net.training, MacCounter()
-    with torch.no_grad(), counter:
+    with torch.no_grad(), unfused(), counter:
         net.eval()(example[:1])
     net.train(training)
     return counter.macs
+
+
+@contextmanager
+def unfused() -> Iterator[None]:
+    """Let attention be computed by operations that are counted: of the fused ones torch has no formula."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 class MacCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]

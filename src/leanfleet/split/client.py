@@ -146,6 +146,10 @@ class Client:
         return loss + self._l1 * activation.abs().sum() if self._l1 else loss
 
     def _descend(self, losses: list[Tensor], gradients: list[Tensor | None]) -> None:
+        # Where all of the half is frozen there may be nothing to train.
+        trained = [place for place, loss in enumerate(losses) if loss.requires_grad]
+        if not trained:
+            return
         self._optimiser.forget_gradients()
-        torch.autograd.backward(losses, gradients)
+        torch.autograd.backward([losses[i] for i in trained], [gradients[i] for i in trained])
         self._optimiser.step()

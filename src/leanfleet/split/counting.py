@@ -7,10 +7,9 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from leanfleet.errors import NetworkError
-from leanfleet.nets.macs import MacCounter
+from leanfleet.nets.macs import MacCounter, unfused
 
 
 @contextmanager
@@ -27,8 +26,7 @@ def counted(module: nn.Module, example: Tensor) -> Iterator[MacCounter]:
     modes = {part: part.training for part in module.modules()}
     counter = MacCounter()
     try:
-        # Fused attention would not be counted.
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        with torch.no_grad(), unfused(), counter:
             module.eval()
             yield counter
     except (RuntimeError, ValueError, IndexError) as error:

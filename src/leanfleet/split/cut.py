@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from leanfleet.errors import NetworkError, TraceError, did_you_mean
+from leanfleet.nets.layout import take_channels_last
 from leanfleet.nets.macs import MacCounter
 from leanfleet.split.counting import counted
 from leanfleet.split.graph import before, crossing, find, halves, layers_of, narrow, rectified, traced
@@ -100,6 +101,10 @@ def cut(net: nn.Module, at: int | str, example: Tensor) -> Cut:
             )
     _check_sharing(at, client, server)
     crosses, client_macs = _run(client, example[:1])
+    if example.ndim == 4:
+        batch = example[:1].clone(memory_format=torch.channels_last)
+        take_channels_last(client, batch)
+        take_channels_last(server, _run(client, batch)[0])
     logits, server_macs = _run(server, crosses)
     if logits.ndim != 2:
         raise NetworkError(

@@ -51,6 +51,10 @@ def elementwise(b: Builder, node: fx.Node) -> Run:
         place = 0 if layout is None else layout.dim + len(shape) - len(b.shape(value))
         if layout is None:
             continue
+        if len(layout.units) == 1 < shape[place]:
+            # One channel for all, as of a gate over places: it is there for whichever are kept.
+            b.units.fix(layout.units)
+            continue
         if len(layout.units) != shape[place] or (found is not None and found.dim != place):
             for crossed in (layout, found):
                 b.refuse(node, crossed, "combines channels that lie along different dimensions")

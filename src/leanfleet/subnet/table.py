@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torch.nn.modules.conv import _ConvTransposeNd as _Transposed
 
 from leanfleet.subnet.builder import Builder, Run
 from leanfleet.subnet.layers import FUNCTIONAL, MODULES, functional, get_parameter
@@ -62,14 +63,19 @@ def _handle_module(b: Builder, node: fx.Node, module: nn.Module) -> Run:
     own = [f"{node.target}.{name}" for name, _ in module.named_parameters(recurse=False)]
     # A hook may do anything, and makes the weight of the older torch.nn.utils.weight_norm.
     hooked = module._forward_hooks or module._forward_pre_hooks
+    # Of all modules in the table they alone take more than what they work on.
+    sized = isinstance(module, _Transposed) and len(node.args) + len(node.kwargs) > 1
     whole_weight = getattr(module, "weight", None) is None or f"{node.target}.weight" in own
-    if type(module) in MODULES and whole_weight and not hooked and not _in_pieces(b, node):
+    if type(module) in MODULES and whole_weight and not (hooked or sized or _in_pieces(b, node)):
         return MODULES[type(module)](b, node, module)
-    return _handle_plain(b, node, opaque if hooked else PLAIN_MODULES.get(type(module), opaque))
+    return _handle_plain(b, node, opaque if hooked or sized else PLAIN_MODULES.get(type(module), opaque))
 
 
 def _handle_plain(b: Builder, node: fx.Node, handler: Handler) -> Run:
     if handler not in (reshape, transpose, passing, getitem, cat) and _in_pieces(b, node):
+        handler = opaque
+    if handler in (getitem, cat) and any(n.name in b.shuffles for n in node.all_input_nodes):
+        # Parts of what is only viewed as blocks: narrow it has no blocks.
         handler = opaque
     if handler not in (reshape, expand, getitem, split, arithmetic, size):
         b.refuse_sizes(node, (node.args, node.kwargs))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sized
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -193,6 +193,17 @@ class MeasuredPacer(Pacer):
         profile = self._measured.profile
         seconds = found * PHI * samples / profile.whole_rate
         return profile.macs_within(seconds) / (PHI * samples)
+
+    def spend(self, macs: float, samples: int, kept: Mapping[str, Sized] | None = None) -> bool:
+        """Let a step end, then wait while the device may not take the next one; see `Pacer.spend`."""
+        in_time = super().spend(macs, samples, kept)
+        while (
+            self._samples_left > 0
+            and self._clock.rate() == 0.0
+            and not (self._deadline and self._clock.now() >= self._end())
+        ):
+            self._clock.wait()
+        return in_time
 
     def fits(self, macs: float, samples: int) -> bool:
         """Return whether a mini-batch is predicted to end by the deadline; see `Pacer.fits`."""
