@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,8 @@ from torch import Tensor, nn
 
 from leanfleet import federated, gossip, split
 from leanfleet.data import DataSet, load, partition
-from leanfleet.errors import ExperimentError, NetworkError
+from leanfleet.engines.network import check_classifies, check_takes_one, network, trace
+from leanfleet.errors import ExperimentError
 from leanfleet.experiment import (
     Experiment,
     Family,
@@ -27,11 +27,9 @@ from leanfleet.experiment import (
 )
 from leanfleet.fleet import Availability, AvailabilityConfig, availability, build_graph
 from leanfleet.ledger import PHI
-from leanfleet.nets import NETWORKS, VotingEnsemble, build
+from leanfleet.nets import NETWORKS, VotingEnsemble
 from leanfleet.nets.layout import images, take_channels_last
-from leanfleet.randomness import key
 from leanfleet.split.counting import counted
-from leanfleet.subnet import SubnetPlan
 
 
 @dataclass(frozen=True)
@@ -240,7 +238,7 @@ def _federated(experiment: Experiment, data: DataSet, parts: Parts) -> Federated
     alone = parts.sizes.eq(1).nonzero()
     if len(alone):
         what = f"[data] partition: device {int(alone[0])} has a single sample"
-        _check_takes_one(net, data, what, "deal larger shares, or to fewer devices")
+        check_takes_one(net, data, what, "deal larger shares, or to fewer devices")
     if members > 1:
         net = VotingEnsemble([network(experiment, own, data, member) for member in range(members)])
     take_channels_last(net, images(data.shape))
@@ -320,7 +318,7 @@ def _gossip(experiment: Experiment, data: DataSet, parts: Parts) -> GossipJob:
     method = gossip.METHODS[experiment.method.name](setting, experiment.options)
     example = torch.zeros(2, *data.shape)
     with counted(net, example) as counter:
-        _check_classifies(net, net(example), data)
+        check_classifies(net, net(example), data)
     macs = counter.macs / len(example)
     means = _availability(fleet, "own")
     return GossipJob(experiment, data, parts, net, means, (macs, 0.0), fleet, training, method, iterations)
@@ -339,49 +337,6 @@ def deal(experiment: Experiment, data: DataSet) -> Parts:
     """Return who holds what."""
     devices, seed = experiment.fleet.devices, experiment.experiment.seed
     return Parts.of(partition(experiment.data.partition, data.train, devices, seed))
-
-
-def network(experiment: Experiment, name: str, data: DataSet, member: int = 0) -> nn.Module:
-    """Return a network for this data, at the experiment's start; each member of an ensemble has its own."""
-    seed = experiment.experiment.seed
-    seed = key(seed, "member", member) if member else seed
-    folder = experiment.network.folder
-    net = build(name, classes=len(data.classes), shape=data.shape, seed=seed, folder=folder)
-    if experiment.training.batch_size == 1:
-        _check_takes_one(net, data, "[training] batch_size = 1", "take 2 or more")
-    return net
-
-
-def _check_takes_one(net: nn.Module, data: DataSet, what: str, advice: str) -> None:
-    try:
-        copy.deepcopy(net).train()(torch.zeros(1, *data.shape))
-    except ValueError as error:
-        # Torch's, of a batch norm over a single value.
-        raise ExperimentError(f"{what}: {error}; {advice}") from error
-
-
-def trace(net: nn.Module, data: DataSet, keep: Sequence[str]) -> SubnetPlan:
-    """Return the plan of a network for this data.
-
-    Raises:
-        NetworkError: The network cannot be cut, or is no classifier of so many classes.
-    """
-    # Two images: a batch norm may refuse one.
-    example = torch.zeros(2, *data.shape)
-    plan = SubnetPlan.trace(net, example, keep)
-    with torch.no_grad():
-        found = plan.run(dict(net.named_parameters()), plan.full, example, training=False)
-    _check_classifies(net, found, data)
-    return plan
-
-
-def _check_classifies(net: nn.Module, found: Tensor, data: DataSet) -> None:
-    shape = tuple(found.shape)
-    if len(shape) != 2 or shape[0] != 2 or shape[1] < len(data.classes):
-        raise NetworkError(
-            f"{type(net).__name__} gives {shape} for 2 images; "
-            f"{len(data.classes)} classes need (2, {len(data.classes)})"
-        )
 
 
 def _optimiser(training: FederatedTraining, rounds: int) -> federated.Optimiser:
