@@ -245,13 +245,18 @@ class Joined(nn.Module):
         return self.head(self.grouped(torch.cat(blocks, 2).view(n, 16, h, w)).mean((2, 3)))
 
 
-@pytest.mark.parametrize("build", [Indexed, Joined])
-def test_parts_of_blocks_are_whole_or_refused(build: type[nn.Module]) -> None:
+@pytest.mark.parametrize(
+    ("build", "keep", "refused"),
+    [
+        (Indexed, ["conv"], r"node 'getitem_4' \(getitem\(\)\)"),
+        (Joined, ["one", "other"], r"node 'cat' \(cat\(\)\)"),
+    ],
+)
+def test_parts_of_blocks_must_be_whole(build: type[nn.Module], keep: list[str], refused: str) -> None:
     net, x = build(), torch.randn(4, 3, 6, 6)
-    try:
-        plan = SubnetPlan.trace(net, x)
-    except TraceError:
-        return
+    with pytest.raises(TraceError, match=f"{refused} cannot be cut along channels"):
+        SubnetPlan.trace(net, x)
+    plan = SubnetPlan.trace(net, x, keep=keep)
     with FlopCounterMode(display=False) as counter:
         expected = net.eval()(x)
     assert plan.macs_of(plan.full) == counter.get_total_flops() / 2 / len(x)
