@@ -398,21 +398,3 @@ def test_halves_of_a_method_are_copies() -> None:
     assert same(before, m.setting.cut.client.state_dict())
     assert same(copied(m.client().tensors()), copied(m.client().tensors()))
     assert row({"a": torch.zeros(2, 3)}, 1)["a"].is_leaf
-
-
-@pytest.mark.parametrize(
-    ("name", "options"), [("sl-basic", {}), ("adasplit", {"head": False, "server_grad": True})]
-)
-def test_a_half_that_is_frozen_is_left_as_it_is(name: str, options: dict[str, Any]) -> None:
-    whole = net().requires_grad_(True)
-    whole[0].requires_grad_(False)
-    kind = METHODS[name]
-    found = cut(whole, 1, torch.zeros(2, 2, 8, 8))
-    m = kind(Setting(found, CLIENTS, CLASSES, 10, 5, 1e-2, 1e-5, BATCH, 0), kind.Options(**options))
-    client, server = m.client(), m.server()
-    before = copied(client.own())
-    x, y = batch()
-    up, _ = client.step(x, y, sends=True)
-    assert up is not None
-    client.reply(server.step(0, up, y).gradient)
-    assert same(before, copied(client.own()))

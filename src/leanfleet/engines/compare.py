@@ -152,7 +152,7 @@ def resume_comparison(
     with Staff(device or plan.device) as staff:
         for name, experiment in plan.experiments.items():
             if (folder / name / "experiment.toml").is_file():
-                begun = Run(folder / name).latest() is not None
+                begun = (folder / name / "state.json").is_file()
                 count = workers or (None if begun else plan.workers)
                 records.append(resume(folder / name, workers=count, watch=watch, staff=staff))
             else:

@@ -93,7 +93,6 @@ def evaluate(
         DataError: The data cannot be read or do not fit the network.
         UserError: Torch cannot compute there.
     """
-    check_device(device)
     job, latest = _open(folder, data)
     if source is not None:
         if isinstance(source, str):
@@ -101,6 +100,7 @@ def evaluate(
             source = load_named(source, folder=own.folder, image=image, label=label, seed=seed)
         job = dataclasses.replace(job, data=_tested_on(job.data, source))
     if isinstance(job, GossipJob):
+        check_device(device)
         return _of_nodes(job, latest, torch.device(device))
     count = workers or default_workers()
     with Staff(device) as staff:

@@ -108,10 +108,6 @@ def halves(graph: fx.Graph, node: fx.Node) -> tuple[fx.Graph, fx.Graph]:
     for one in graph.nodes:
         if one not in ahead or (one.op == "get_attr" and any(user not in ahead for user in one.users)):
             behind[one] = server.node_copy(one, behind.__getitem__)
-    for one in (*client.nodes, *server.nodes):
-        # Batches have their channels last, which a view cannot flatten. Another type is a view's own business.
-        if one.op == "call_method" and one.target == "view" and not one.kwargs:
-            one.target = one.target if isinstance(one.args[1], torch.dtype) else "reshape"
     return client, server
 
 

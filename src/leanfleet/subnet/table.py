@@ -139,7 +139,9 @@ FUNCTIONS: dict[Any, Handler] = {
     **dict.fromkeys((torch.cat, torch.concat, torch.concatenate), cat),
     **dict.fromkeys((torch.split, torch.chunk, "split", "chunk"), split),
     **dict.fromkeys((torch.flatten, torch.reshape, torch.unsqueeze, torch.squeeze), reshape),
-    **dict.fromkeys(("view", "reshape", "flatten", "unsqueeze", "squeeze", "unflatten", "view_as"), reshape),
+    **dict.fromkeys(
+        ("view", "reshape", "flatten", "unsqueeze", "squeeze", "unflatten", "view_as", "reshape_as"), reshape
+    ),
     **dict.fromkeys((torch.transpose, torch.permute, "transpose", "permute", "swapaxes"), transpose),
     **dict.fromkeys((torch.mean, torch.sum, torch.amax, torch.amin, "mean", "sum", "amax", "amin"), reduce),
     **dict.fromkeys(("expand", "expand_as"), expand),

@@ -27,6 +27,9 @@ class _Tracer(fx.Tracer):
         return isinstance(m, nn.LocalResponseNorm) or super().is_leaf_module(m, module_qualified_name)
 
 
+_RESHAPES = {"view": "reshape", "view_as": "reshape_as"}
+
+
 def own_copy(net: nn.Module) -> nn.Module:
     """Return a copy, so that what the caller does to the network later cannot change the plan.
 
@@ -40,7 +43,7 @@ def own_copy(net: nn.Module) -> nn.Module:
 
 
 def symbolic_trace(net: nn.Module) -> fx.Graph:
-    """Trace a network with torch.fx.
+    """Trace a network with torch.fx; its views are reshapes, which take any batch.
 
     Raises:
         TraceError: Control flow depends on data, or the network does something torch.fx cannot follow.
@@ -60,6 +63,11 @@ def symbolic_trace(net: nn.Module) -> fx.Graph:
             f"{type(net).__name__} must take one tensor, its forward takes {inputs}; wrap it in a module that "
             "fills in the others"
         )
+    for node in graph.nodes:
+        # Batches have their channels last, which a view cannot flatten. Another type is a view's own business.
+        typed = any(isinstance(value, torch.dtype) for value in node.args)
+        if node.op == "call_method" and node.target in _RESHAPES and not (typed or node.kwargs):
+            node.target = _RESHAPES[node.target]
     return graph
 
 

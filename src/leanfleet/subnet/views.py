@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from leanfleet.subnet.builder import Builder, Frame, Run, Shuffle
-from leanfleet.subnet.ops import as_written, call, elementwise, tensors
+from leanfleet.subnet.ops import call, elementwise, tensors
 from leanfleet.subnet.reshape import follow
 from leanfleet.subnet.units import Layout
 
@@ -119,7 +119,7 @@ def reshape(b: Builder, node: fx.Node) -> Run:
     layout = b.layout(value)
     if layout is None:
         b.refuse_sizes(node, (node.args[1:], node.kwargs))
-        return _unviewed(node) or call(node, b)
+        return call(node, b)
     if value.name in b.shuffles:
         return _end_shuffle(b, node, value, b.shuffles[value.name])
     before, after = b.shape(value), b.shape(node)
@@ -142,15 +142,6 @@ def reshape(b: Builder, node: fx.Node) -> Run:
         return out
 
     return run
-
-
-def _unviewed(node: fx.Node) -> Run | None:
-    """Run a view as a reshape: batches have their channels last, which a view cannot flatten."""
-    if node.target == "view_as":
-        return as_written(node, lambda x, other: x.reshape(other.shape))
-    if node.target != "view" or any(isinstance(a, torch.dtype) for a in (*node.args, *node.kwargs.values())):
-        return None
-    return as_written(node, lambda x, *size, **named: x.reshape(*(size or named["size"])))
 
 
 def _begin_shuffle(b: Builder, node: fx.Node, value: fx.Node, shuffle: Shuffle) -> Run:
